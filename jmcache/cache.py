@@ -1,0 +1,578 @@
+"""The order of the stops. Only this module knows it.
+
+    read    key ─▶ name ─▶ retry ─▶ circuit breaker ─▶ connection ─▶ Redis
+            value ◀─ validity ◀─ serialization ◀─ envelope ◀─ blob ─────┘
+    write   the same, mirrored
+
+Whatever way an operation goes, it ends in exactly one outcome, which is counted once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, Self, TypeVar
+
+from jmcache.circuit_breaker import CircuitBreaker
+from jmcache.connection import RedisConnectionManager
+from jmcache.deadline import Deadline
+from jmcache.envelope import Entry, Envelope
+from jmcache.errors import (
+    RedisCircuitBreakerOpenError,
+    RedisClosedError,
+    RedisCorruptEntryError,
+    RedisError,
+    RedisSerializationError,
+    RedisWriteRefusedError,
+)
+from jmcache.health import Health, HealthThread
+from jmcache.keys import KeySpace, digest_text, generate_key
+from jmcache.local import LocalStore
+from jmcache.monitoring import CacheStats, Monitor, OutageLog
+from jmcache.outcome import Lookup, Outcome
+from jmcache.retry import Retry
+from jmcache.serialization import RedisSerializer
+from jmcache.settings import CacheSettings, check_ttl
+
+T = TypeVar("T")
+Timeout = float | Deadline | None
+Validate = Callable[[Any], object] | type | Any
+
+# What a validator raises to say no. Anything else it raises is the caller's business.
+_NO = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+# What the caller is handed when an operation did not get through.
+_NOTHING: dict[str, Callable[[RedisError], Any]] = {
+    "get": lambda error: None,
+    "lookup": lambda error: Lookup(error.outcome, reason=error.reason),
+    "get_many": lambda error: {},
+    "set": lambda error: False,
+    "set_many": lambda error: False,
+    "delete": lambda error: False,
+    "delete_many": lambda error: 0,
+    "exists": lambda error: False,
+}
+
+
+class _Store(Protocol):
+    """What the cache asks of whatever keeps the blobs: Redis, or this process."""
+
+    def get(self, name: bytes, deadline: Deadline) -> bytes | None: ...
+    def get_many(self, names: Sequence[bytes], deadline: Deadline) -> list[bytes | None]: ...
+    def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None: ...
+    def set_many(
+        self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
+    ) -> Sequence[RedisError | None]: ...
+    def delete(self, names: Sequence[bytes], deadline: Deadline) -> int: ...
+    def drop_connections(self) -> None: ...
+
+
+class Cache:
+    """What every cache here can do. Use RedisCache or LocalCache.
+
+    Thread-safe. Values are copied in and out: changing one does not change what is cached. No
+    operation raises because Redis is away, and each ends within its deadline; what the caller gets
+    then is None, False, 0 or an empty dict, and ``lookup`` and ``stats`` tell why.
+
+    Wrong arguments do raise: TypeError for a key that is no text, ValueError for a TTL or timeout
+    that is no number of seconds above 0.
+
+    Every operation takes ``timeout``: seconds, a Deadline that runs already, or None for the
+    setting ``operation_timeout``.
+    """
+
+    def __init__(
+        self,
+        store: _Store,
+        settings: CacheSettings,
+        *,
+        monitor: Monitor,
+        serializer: RedisSerializer | None = None,
+        validate: Validate | None = None,
+        now: Callable[[], float] = time.time,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._monitor = monitor
+        self._serializer = serializer or RedisSerializer(max_bytes=settings.max_value_bytes)
+        self._envelope = Envelope(
+            max_body_bytes=settings.max_value_bytes,
+            compress_above_bytes=settings.compress_above_bytes,
+        )
+        self._keys = KeySpace(settings.namespace, settings.schema_version)
+        self._validate = validate
+        self._now = now
+        self._on_close = on_close
+        self._closed = False
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def get(
+        self, key: str, *, validate: Validate | None = None, timeout: Timeout = None
+    ) -> Any | None:
+        """Return the cached value, or None for anything but a fresh one.
+
+        Args:
+            key: As generate_key returns it, or any text.
+            validate: Checked before the value is handed out, see lookup.
+        """
+        found = self.lookup(key, validate=validate, timeout=timeout)
+        return found.value if found.outcome is Outcome.HIT else None
+
+    def lookup(
+        self, key: str, *, validate: Validate | None = None, timeout: Timeout = None
+    ) -> Lookup:
+        """Return the cached value together with how the read ended, and why.
+
+        Args:
+            validate: A callable that raises or returns False for a value it does not accept, or a
+                type with ``model_validate`` or ``validate_python`` (pydantic's). A value that
+                fails is corrupt: counted, logged once a key, removed. It is only checked, never
+                changed. None: the cache's own.
+        """
+        started = time.perf_counter()
+        deadline = self._deadline(timeout)
+        name, digest = self._keys.name(key)
+        try:
+            self._check_usable()
+            found = self._judge(self._ask(self._store.get, name, deadline), digest, validate)
+        except RedisError as error:
+            found = Lookup(error.outcome, reason=error.reason)
+            self._discard_corrupt({name: (digest, error)}, deadline)
+        self._monitor.record("get", found.outcome, found.reason, time.perf_counter() - started)
+        return found
+
+    def get_many(
+        self, keys: Iterable[str], *, validate: Validate | None = None, timeout: Timeout = None
+    ) -> dict[str, Any]:
+        """Return the fresh values among *keys*, by key, in one round trip.
+
+        A key without a fresh value is left out; so a cached None is there, as None.
+        """
+        started = time.perf_counter()
+        deadline = self._deadline(timeout)
+        names = {key: self._keys.name(key) for key in _texts(keys)}
+        values: dict[str, Any] = {}
+        outcomes: list[tuple[Outcome, str]] = []
+        corrupt: dict[bytes, tuple[bytes, RedisError]] = {}
+        try:
+            self._check_usable()
+            blobs: Sequence[bytes | None] = ()
+            if names:
+                wanted = [name for name, _ in names.values()]
+                blobs = self._ask(self._store.get_many, wanted, deadline)
+        except RedisError as error:
+            self._monitor.record_many(
+                "get_many",
+                [(error.outcome, error.reason)] * len(names),
+                time.perf_counter() - started,
+            )
+            return values
+        for (key, (name, digest)), blob in zip(names.items(), blobs, strict=True):
+            try:
+                found = self._judge(blob, digest, validate)
+            except RedisError as error:
+                found = Lookup(error.outcome, reason=error.reason)
+                corrupt[name] = digest, error
+            if found.outcome is Outcome.HIT:
+                values[key] = found.value
+            outcomes.append((found.outcome, found.reason))
+        self._discard_corrupt(corrupt, deadline)
+        self._monitor.record_many("get_many", outcomes, time.perf_counter() - started)
+        return values
+
+    def exists(self, key: str, *, timeout: Timeout = None) -> bool:
+        """Return True when get would find something: the entry is read and judged, not decoded."""
+        name, digest = self._keys.name(key)
+
+        def look(deadline: Deadline) -> bool:
+            try:
+                blob = self._ask(self._store.get, name, deadline)
+                if blob is not None:
+                    self._envelope.unseal(blob, digest)
+                return blob is not None
+            except RedisError as error:
+                self._discard_corrupt({name: (digest, error)}, deadline)
+                if error.outcome in (Outcome.CORRUPT, Outcome.MISS):
+                    return False  # Redis answered: there is nothing we may hand out
+                raise
+
+        return self._operate("exists", timeout, look)
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def set(
+        self, key: str, value: Any, ttl: float | None = None, *, timeout: Timeout = None
+    ) -> bool:
+        """Keep *value* for *ttl* seconds; return True when Redis confirmed it.
+
+        False means not confirmed: a write that was sent may still land after a timeout. A value
+        that would not come back equal, or is too large, is refused and logged by its path.
+
+        Args:
+            ttl: Seconds, above 0; cut by up to the setting ``ttl_jitter`` so that entries written
+                together do not expire together. None: the setting ``ttl``.
+
+        Raises:
+            ValueError: *ttl* is no number of seconds above 0.
+        """
+        ttl_ms = self._ttl_ms(ttl)
+        name, digest = self._keys.name(key)
+
+        def write(deadline: Deadline) -> bool:
+            blob = self._seal(value, digest)
+            self._ask_to_write(self._store.set, name, blob, ttl_ms, deadline)
+            return True
+
+        return self._operate("set", timeout, write)
+
+    def set_many(
+        self, mapping: Mapping[str, Any], ttl: float | None = None, *, timeout: Timeout = None
+    ) -> bool:
+        """Keep several values in one round trip; return True when all of them were kept.
+
+        Not atomic: values that can be kept are kept, also when others are refused.
+
+        Raises:
+            ValueError: *ttl* is no number of seconds above 0.
+        """
+        seconds = self._settings.ttl if ttl is None else check_ttl(ttl)
+        names = {key: self._keys.name(key) for key in mapping}
+
+        def write(deadline: Deadline) -> bool:
+            items = []
+            problems: list[RedisError] = []
+            for key, (name, digest) in names.items():
+                try:
+                    # A jitter of its own for each: what is written together shall not expire so.
+                    items.append((name, self._seal(mapping[key], digest), self._ttl_ms(seconds)))
+                except RedisSerializationError as error:
+                    problems.append(error)
+            if items:
+                refused = self._ask_to_write(self._store.set_many, items, deadline)
+                problems += [error for error in refused if error is not None]
+            for error in problems[1:]:  # the first is noted with the outcome
+                if isinstance(error, RedisSerializationError):
+                    self._note(error)
+            if problems:
+                raise problems[0]
+            return True
+
+        return self._operate("set_many", timeout, write)
+
+    def delete(self, key: str, *, timeout: Timeout = None) -> bool:
+        """Remove *key*; return True when Redis confirmed that it is gone, there before or not."""
+        name, _ = self._keys.name(key)
+
+        def remove(deadline: Deadline) -> bool:
+            self._ask(self._store.delete, (name,), deadline)
+            return True
+
+        return self._operate("delete", timeout, remove)
+
+    def delete_many(self, keys: Iterable[str], *, timeout: Timeout = None) -> int:
+        """Remove *keys* in one round trip; return how many of them were there."""
+        names = [self._keys.name(key)[0] for key in _texts(keys)]
+
+        def remove(deadline: Deadline) -> int:
+            return self._ask(self._store.delete, names, deadline) if names else 0
+
+        return self._operate("delete_many", timeout, remove)
+
+    # About the cache ----------------------------------------------------------------------------
+
+    @staticmethod
+    def generate_key(*args: Any, **kwargs: Any) -> str:
+        """Return one key for these arguments, the same in every process. See jmcache.keys."""
+        return generate_key(*args, **kwargs)
+
+    @property
+    def settings(self) -> CacheSettings:
+        """The settings it was made with."""
+        return self._settings
+
+    @property
+    def answers_at_once(self) -> bool:
+        """True when an operation would not wait for anything outside this process right now."""
+        return True
+
+    def stats(self) -> CacheStats:
+        """Return what this cache counted in this process since it was made."""
+        return self._monitor.stats()
+
+    def health(self) -> Health:
+        """Return how it is, from what is known already: asks nobody, waits for nothing."""
+        return Health()
+
+    def give_up(self, operation: str, error: RedisError, started: float | None = None) -> Any:
+        """Count *operation* as ended by *error*, and return what its caller is handed then.
+
+        For adapters that could not begin: their queue is full, or the circuit breaker is open.
+        """
+        if isinstance(error, RedisSerializationError):
+            self._note(error)
+        seconds = 0.0 if started is None else time.perf_counter() - started
+        counted_as = "get" if operation == "lookup" else operation
+        self._monitor.record(counted_as, error.outcome, error.reason, seconds)
+        return _NOTHING[operation](error)
+
+    def close(self) -> None:
+        """Let go of everything; later operations end at once as unavailable. Idempotent."""
+        self._closed = True
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+        self._monitor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a cache cannot be pickled: make one in each process from its settings")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._settings.namespace!r} {self._settings.endpoint}>"
+
+    # The stops ----------------------------------------------------------------------------------
+
+    def _ask(self, verb: Callable[..., T], *args: Any) -> T:
+        """Carry out a verb of the store; its last argument is the deadline."""
+        return verb(*args)
+
+    def _ask_to_write(self, verb: Callable[..., T], *args: Any) -> T:
+        return self._ask(verb, *args)
+
+    def _judge(self, blob: bytes | None, digest: bytes, validate: Validate | None) -> Lookup:
+        if blob is None:
+            return Lookup(Outcome.MISS, reason="absent")
+        entry = self._envelope.unseal(blob, digest)
+        value = self._serializer.deserialize(entry.body)
+        validate = validate or self._validate
+        if validate is not None:
+            _check(value, validate)
+        return Lookup(Outcome.HIT, value, max(0.0, self._now() - entry.created_ms / 1000))
+
+    def _seal(self, value: Any, digest: bytes) -> bytes:
+        body = self._serializer.serialize(value)
+        return self._envelope.seal(Entry(body=body, created_ms=int(self._now() * 1000)), digest)
+
+    def _operate(self, operation: str, timeout: Timeout, body: Callable[[Deadline], T]) -> T:
+        started = time.perf_counter()
+        deadline = self._deadline(timeout)
+        try:
+            self._check_usable()
+            result = body(deadline)
+        except RedisError as error:
+            nothing: T = self.give_up(operation, error, started)
+            return nothing
+        self._monitor.record(operation, Outcome.DONE, "", time.perf_counter() - started)
+        return result
+
+    def _discard_corrupt(
+        self, entries: Mapping[bytes, tuple[bytes, RedisError]], deadline: Deadline
+    ) -> None:
+        names = []
+        for name, (digest, error) in entries.items():
+            if error.outcome is Outcome.CORRUPT:
+                names.append(name)
+                self._monitor.note_corrupt(digest_text(digest), error.reason)
+                if error.reason == "wrong_key":
+                    # A whole answer to somebody else's question: no connection is above suspicion.
+                    self._store.drop_connections()
+        if names and not deadline.expired:
+            try:
+                self._ask(self._store.delete, names, deadline)
+            except RedisError as error:
+                self._monitor.record("discard", error.outcome, error.reason, 0.0)
+
+    def _deadline(self, timeout: Timeout) -> Deadline:
+        if isinstance(timeout, Deadline):
+            return timeout
+        return Deadline(self._settings.operation_timeout if timeout is None else timeout)
+
+    def _ttl_ms(self, ttl: float | None) -> int:
+        seconds = self._settings.ttl if ttl is None else check_ttl(ttl)
+        kept = 1.0 - self._settings.ttl_jitter * random.random()
+        return max(1, int(seconds * kept * 1000))
+
+    def _check_usable(self) -> None:
+        """Raise what an operation ends with before it began, so that none waits or works for it."""
+        if self._closed:
+            raise RedisClosedError("the cache is closed")
+
+    def _note(self, error: RedisSerializationError) -> None:
+        self._monitor.note_refused(error.path, error.type_name, error.reason)
+
+
+class RedisCache(Cache):
+    """A cache in Redis, shared by every process that uses the same Redis and namespace.
+
+    Made by RedisCacheFactory. Safe to make before a fork: the child starts with its own
+    connections, breaker and threads.
+    """
+
+    def __init__(
+        self,
+        connection: RedisConnectionManager,
+        settings: CacheSettings,
+        *,
+        retry: Retry,
+        breaker: CircuitBreaker,
+        write_breaker: CircuitBreaker,
+        health: HealthThread,
+        outage: OutageLog,
+        monitor: Monitor,
+        serializer: RedisSerializer | None = None,
+        validate: Validate | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Put the parts in order.
+
+        Args:
+            breaker: Guards every question to Redis.
+            write_breaker: Guards writes besides: open while Redis answers, but takes none.
+            on_close: Called once, when the cache is closed.
+        """
+        super().__init__(
+            connection,
+            settings,
+            monitor=monitor,
+            serializer=serializer,
+            validate=validate,
+            on_close=on_close,
+        )
+        self._connection = connection
+        self._retry = retry
+        self._breaker = breaker
+        self._write_breaker = write_breaker
+        self._health = health
+        self._outage = outage
+
+    @property
+    def answers_at_once(self) -> bool:
+        """True while the circuit breaker refuses everybody, or the cache is closed."""
+        return self._closed or self._breaker.is_open
+
+    def health(self) -> Health:
+        """Return how it is, from the breaker's state and the last health check."""
+        usage = self._connection.usage()
+        state = self._breaker.state
+        reasons = []
+        if self._closed:
+            reasons.append("closed")
+        if state != "closed":
+            reasons.append(f"breaker_{state}")
+        if self._write_breaker.state != "closed":
+            reasons.append("writes_refused")
+        return Health(
+            status="degraded" if reasons else "ok",
+            breaker=str(state),
+            reasons=tuple(reasons),
+            last_ok_age_s=self._health.last_ok_age_s,
+            connections_in_use=usage.in_use,
+            connections_limit=usage.limit,
+            last_error_reason=self._health.last_error_reason,
+        )
+
+    def _check_usable(self) -> None:
+        super()._check_usable()
+        if self._breaker.is_open:
+            self._outage.skipped()
+            raise RedisCircuitBreakerOpenError(
+                "Redis is not asked while the circuit breaker is open",
+                retry_after_s=self._breaker.retry_after_s,
+            )
+
+    def _ask(self, verb: Callable[..., T], *args: Any) -> T:
+        self._health.start()
+        deadline: Deadline = args[-1]
+        try:
+            return self._retry.run(lambda: self._breaker.call(verb, *args), deadline)
+        except RedisCircuitBreakerOpenError:
+            self._outage.skipped()
+            raise
+
+    def _ask_to_write(self, verb: Callable[..., T], *args: Any) -> T:
+        def write(*args: Any) -> T:
+            try:
+                return self._write_breaker.call(verb, *args)
+            except RedisCircuitBreakerOpenError as error:
+                raise RedisWriteRefusedError(
+                    "Redis took no writes lately", reason="writes_paused"
+                ) from error
+
+        return self._ask(write, *args)
+
+
+class LocalCache(Cache):
+    """The same cache in this process alone: the old in-memory ResultsCache, made thread-safe.
+
+    For development, for tests, and where nothing is shared. Entries expire after their TTL, the
+    least recently used one goes when there are more than *max_entries*. Values take the same way
+    as to Redis, through serialization and envelope, so what works here works there. A forked child
+    starts empty.
+    """
+
+    def __init__(
+        self,
+        max_entries: int = 1000,
+        ttl: float = 300.0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        settings: CacheSettings | None = None,
+        store: LocalStore | None = None,
+        monitor: Monitor | None = None,
+        serializer: RedisSerializer | None = None,
+        validate: Validate | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            max_entries: Entries kept at most, 1 or more.
+            ttl: Seconds a value stays, above 0, where ``set`` is not told otherwise.
+            clock: Seconds, never going back; decides what has expired.
+            settings: Taken instead of *max_entries* and *ttl*, for namespace and limits too.
+            store: Shared with other caches of this process; None: one of its own.
+            on_close: Called once, when the cache is closed.
+        """
+        if settings is None:
+            settings = CacheSettings(memory=True, max_entries=max_entries, ttl=ttl, ttl_jitter=0.0)
+        super().__init__(
+            store or LocalStore(settings.max_entries, clock),
+            settings,
+            monitor=monitor or Monitor(settings.namespace),
+            serializer=serializer,
+            validate=validate,
+            now=clock,
+            on_close=on_close,
+        )
+
+
+def _texts(keys: Iterable[str]) -> Iterable[str]:
+    if isinstance(keys, (str, bytes)):
+        raise TypeError("keys: several keys as a list or the like, not one text")
+    return keys
+
+
+def _check(value: Any, validate: Validate) -> None:
+    ask = getattr(validate, "model_validate", None) or getattr(validate, "validate_python", None)
+    try:
+        accepted = (ask or validate)(value)
+    except _NO as error:
+        raise RedisCorruptEntryError(
+            "the value did not pass its validation", reason="invalid"
+        ) from error
+    if ask is None and accepted is not None and not accepted:
+        raise RedisCorruptEntryError("the value did not pass its validation", reason="invalid")

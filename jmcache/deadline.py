@@ -1,0 +1,52 @@
+"""The time one call may take, shared by everything the call waits for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Self
+
+
+class Deadline:
+    """A moment on a monotonic clock that every wait of one call is cut to.
+
+    Immutable; may be read from any thread. Handed down from the call to the socket, so that the
+    waits add up to one budget instead of each having its own.
+    """
+
+    __slots__ = ("_clock", "at")
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start now.
+
+        Args:
+            seconds: The whole budget, above 0 and finite.
+            clock: Seconds, never going back.
+
+        Raises:
+            ValueError: *seconds* is not a finite number above 0.
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise ValueError(f"timeout: seconds as a number above 0, not {type(seconds).__name__}")
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"timeout: seconds as a number above 0, not {seconds!r}")
+        self._clock = clock
+        self.at = clock() + seconds
+
+    @classmethod
+    def over(cls) -> Self:
+        """Return one that is over already: for a call that must not wait at all."""
+        deadline = cls(1.0)
+        deadline.at = -math.inf
+        return deadline
+
+    def remaining(self) -> float:
+        """Seconds left, 0.0 when it is over."""
+        left = self.at - self._clock()
+        return left if left > 0.0 else 0.0
+
+    @property
+    def expired(self) -> bool:
+        """True once nothing is left."""
+        return self._clock() >= self.at

@@ -1,0 +1,231 @@
+"""Wires one of everything: one connection manager per Redis, any number of caches on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Sequence
+from typing import Any, ClassVar
+
+from jmcache.aio import AsyncRedisCache
+from jmcache.cache import Cache, LocalCache, RedisCache, Validate
+from jmcache.circuit_breaker import CircuitBreaker
+from jmcache.connection import RedisConnectionManager
+from jmcache.deadline import Deadline
+from jmcache.errors import RedisError
+from jmcache.fork import renew_in_child
+from jmcache.health import HealthThread
+from jmcache.local import LocalStore
+from jmcache.monitoring import Metrics, Monitor, OutageLog
+from jmcache.retry import Retry
+from jmcache.serialization import RedisSerializer
+from jmcache.settings import CacheSettings
+
+
+class _Backend:
+    """One Redis as this process sees it: connections, breakers and health, shared by its caches."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self.connection = RedisConnectionManager(settings)
+        self.outage = OutageLog(settings.endpoint)
+        self.write_outage = OutageLog(f"{settings.endpoint} for writes")
+        self.breaker = CircuitBreaker(
+            settings.failure_threshold, settings.reset_timeout, name=f"jmcache {settings.endpoint}"
+        )
+        self.write_breaker = CircuitBreaker(
+            settings.failure_threshold,
+            settings.reset_timeout,
+            name=f"jmcache {settings.endpoint} writes",
+            counts=lambda error: error.trips_writes,
+        )
+        self.health = HealthThread(
+            self._probe,
+            lambda: self.breaker.state != "closed",
+            interval=settings.health_check_interval,
+        )
+        self.users = 0  # guarded by the factory's lock
+        self._probe_timeout_s = settings.connection_timeout
+        self.breaker.on_change(self.outage.on_change)
+        self.breaker.on_change(lambda transition: self.health.ring())
+        self.write_breaker.on_change(self.write_outage.on_change)
+
+    def _probe(self) -> None:
+        # Its own time, not a caller's: a connection that takes longer than operation_timeout to
+        # be made is made here, and waits in the pool.
+        self.breaker.probe(self.connection.ping, Deadline(self._probe_timeout_s))
+
+    def warm_up(self, timeout: float) -> bool:
+        """Open a connection and start the health thread; False when Redis did not answer."""
+        self.health.start()
+        try:
+            self.breaker.call(self.connection.ping, Deadline(timeout))
+        except RedisError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self.health.stop()
+        self.connection.close()
+        self.breaker.close()
+        self.write_breaker.close()
+
+
+class _LocalBackend:
+    """The same for memory://: one store, so that all caches of a process see the same entries."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self.store = LocalStore(settings.max_entries)
+        self.users = 0  # guarded by the factory's lock
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class RedisCacheFactory:
+    """Makes caches. Thread-safe; everything is per process, and a forked child starts anew.
+
+    Caches whose settings name the same Redis share its connections, circuit breaker and health
+    thread, whatever their namespaces and TTLs; the last one to be closed closes those.
+    """
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _default: ClassVar[CacheSettings | None] = None  # guarded by _lock
+    _backends: ClassVar[dict[Hashable, _Backend | _LocalBackend]] = {}  # guarded by _lock
+
+    @classmethod
+    def initialize(cls, settings: object = None) -> CacheSettings:
+        """Prepare access to the Redis that *settings* name, and make them the default.
+
+        Connects to nothing: works just the same while Redis is away. Idempotent; with other
+        settings, those are the default from then on, and caches made before are untouched.
+
+        Args:
+            settings: CacheSettings, or any object with ``redis_host``, ``redis_port``,
+                ``redis_db`` and ``redis_password``; None: from the environment.
+
+        Raises:
+            RedisConfigurationError: A setting cannot work; the message names it.
+        """
+        chosen = _coerce(settings, {})
+        with cls._lock:
+            if cls._default != chosen:
+                previous, cls._default = cls._default, chosen
+                cls._acquire(chosen)
+            else:
+                previous = None
+        if previous is not None:
+            cls._release(previous)
+        return chosen
+
+    @classmethod
+    def create_cache(
+        cls,
+        settings: object = None,
+        *,
+        ttl: float | None = None,
+        namespace: str | None = None,
+        validate: Validate | None = None,
+        serializer: RedisSerializer | None = None,
+        metrics: Sequence[Metrics] = (),
+    ) -> Cache:
+        """Return a new cache: a RedisCache, or a LocalCache for ``memory://``.
+
+        Args:
+            settings: As for initialize; None: what initialize was given, else the environment.
+            ttl: Seconds a value stays, above 0; None: the setting.
+            namespace: Caches with different ones see nothing of each other; None: the setting.
+            validate: See Cache.lookup.
+            serializer: One that knows the application's enums and dataclasses.
+            metrics: Where figures go besides ``stats()``.
+
+        Raises:
+            RedisConfigurationError: A setting cannot work; the message names it.
+        """
+        overrides = {"ttl": ttl, "namespace": namespace}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        with cls._lock:
+            base = cls._default if settings is None else settings
+        chosen = _coerce(base, given)
+        monitor = Monitor(chosen.namespace, metrics)
+        with cls._lock:
+            backend = cls._acquire(chosen)
+        if isinstance(backend, _LocalBackend):
+            return LocalCache(
+                settings=chosen,
+                store=backend.store,
+                monitor=monitor,
+                serializer=serializer,
+                validate=validate,
+                on_close=lambda: cls._release(chosen),
+            )
+        return RedisCache(
+            backend.connection,
+            chosen,
+            retry=Retry(
+                max_retries=chosen.max_retries,
+                initial_backoff_ms=chosen.initial_backoff_ms,
+                max_backoff_ms=chosen.max_backoff_ms,
+                on_retry=monitor.note_retry,
+            ),
+            breaker=backend.breaker,
+            write_breaker=backend.write_breaker,
+            health=backend.health,
+            outage=backend.outage,
+            monitor=monitor,
+            serializer=serializer,
+            validate=validate,
+            on_close=lambda: cls._release(chosen),
+        )
+
+    @classmethod
+    def create_async_cache(cls, settings: object = None, **options: Any) -> AsyncRedisCache:
+        """Return a new cache for coroutines. Arguments and errors are those of create_cache."""
+        return AsyncRedisCache(cls.create_cache(settings, **options))
+
+    @classmethod
+    def shutdown(cls) -> None:
+        """Close every connection and health thread of this process. Idempotent, never blocks long.
+
+        Caches made before answer as unavailable from then on; new ones may be made.
+        """
+        with cls._lock:
+            backends = list(cls._backends.values())
+            cls._backends.clear()
+            cls._default = None
+        for backend in backends:
+            backend.close()
+
+    @classmethod
+    def _acquire(cls, settings: CacheSettings) -> _Backend | _LocalBackend:
+        identity = settings.connection_identity()
+        backend = cls._backends.get(identity)
+        if backend is None:
+            backend = _LocalBackend(settings) if settings.memory else _Backend(settings)
+            cls._backends[identity] = backend
+        backend.users += 1
+        return backend
+
+    @classmethod
+    def _release(cls, settings: CacheSettings) -> None:
+        identity = settings.connection_identity()
+        with cls._lock:
+            backend = cls._backends.get(identity)
+            if backend is None:  # shut down already
+                return
+            backend.users -= 1
+            if backend.users:
+                return
+            del cls._backends[identity]
+        backend.close()
+
+    @classmethod
+    def _renew_in_child(cls) -> None:
+        cls._lock = threading.Lock()
+
+
+def _coerce(settings: object, overrides: dict[str, Any]) -> CacheSettings:
+    if settings is None:
+        return CacheSettings.from_env(**overrides)
+    return CacheSettings.from_object(settings, **overrides)
+
+
+renew_in_child(RedisCacheFactory._renew_in_child)

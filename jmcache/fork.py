@@ -1,0 +1,36 @@
+"""What a forked child must not inherit: locks that a thread held, sockets, threads.
+
+Only the thread that forks exists in the child. A lock that another thread held at that moment
+stays locked there for ever, so an object with a lock, a socket or a thread of its own asks here
+for a fresh start in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+
+# In the order of registration, so that a part is renewed before what was built on it.
+_renewals: list[weakref.WeakMethod[Callable[[], None]]] = []
+
+
+def renew_in_child(renew: Callable[[], None]) -> None:
+    """Call the bound method *renew* in every child forked from now on, before its own code runs.
+
+    Held weakly: an object that nobody uses any more is not kept alive. *renew* runs in the only
+    thread of the child; it must replace locks, never take them.
+    """
+    _renewals[:] = [known for known in _renewals if known() is not None]
+    _renewals.append(weakref.WeakMethod(renew))
+
+
+def _renew_all() -> None:
+    for reference in tuple(_renewals):
+        renew = reference()
+        if renew is not None:
+            renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
