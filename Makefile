@@ -1,0 +1,49 @@
+# `make` lists the verbs. What takes more than a line of shell is a script in .ci/.
+
+PYTHON ?=
+ARGS ?=
+export PYTHON
+
+python := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-all lint bench docs clean
+
+help: ## Show this list
+	@echo "make VERB [ARGS='...'] [PYTHON=/path/to/python3]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r verb what; do printf '  %-10s%s\n' $$verb "$$what"; done
+
+demo: .venv/.stamp-fastapi,celery,embedded ## Watch a job-matching service get fast, lose Redis and heal (ARGS=--json)
+	@$(python) docs/examples/job_matching/demo.py $(ARGS)
+
+test: .venv/.stamp-test ## Run every test, against real Redis servers of our own (ARGS go to pytest)
+	@.ci/server.sh
+	@$(python) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-all: .venv/.stamp-dev ## Run every test on Python 3.11, 3.12, 3.13 and the ends of redis-py (ARGS go to tox)
+	@.ci/server.sh
+	@.ci/test-all.sh $(ARGS)
+
+lint: .venv/.stamp-dev ## Check format, lint, types and layers
+	@echo "==> ruff, mypy, import-linter"
+	@$(python) -m ruff format --check --quiet .
+	@$(python) -m ruff check --quiet .
+	@$(python) -m mypy
+	@$(python) .venv/bin/lint-imports --no-logo
+
+bench: .venv/.stamp-test ## Measure, and print ratios (ARGS go to the benchmark)
+	@.ci/server.sh
+	@$(python) tests/benchmarks/bench.py $(ARGS)
+
+docs: .venv/.stamp-test ## Run every code block of README.md and docs/
+	@.ci/server.sh
+	@$(python) -m pytest tests/test_docs.py $(ARGS)
+
+clean: ## Remove .venv and everything built
+	rm -rf .venv .tox build dist *.egg-info .hypothesis .*_cache
+	find jmcache tests docs -name __pycache__ -type d -exec rm -rf {} +
+
+.venv/.stamp-%: setup.cfg
+	@.ci/venv.sh $*
