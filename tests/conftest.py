@@ -1,0 +1,77 @@
+"""What all tests share: servers of their own, one per xdist worker, and a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from jmcache.settings import CacheSettings
+from jmcache.testing import ManualClock, PrivateServer, RedisServerNotFound
+
+SERVER_FIXTURES = frozenset({"redis_server", "tcp_server", "settings"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("redis")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that stands at 1000.0 s until the test advances it."""
+    return ManualClock()
+
+
+@pytest.fixture(scope="session")
+def _unix_server() -> Iterator[PrivateServer]:
+    with _server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _port_server() -> Iterator[PrivateServer]:
+    with _server(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(_unix_server: PrivateServer) -> PrivateServer:
+    """A real server on a Unix socket: running, empty, and free to be paused, stopped or killed.
+
+    The next test gets it running again, but what ``CONFIG SET`` changed stays: a test that
+    changes that makes a PrivateServer of its own.
+    """
+    return _as_new(_unix_server)
+
+
+@pytest.fixture
+def tcp_server(_port_server: PrivateServer) -> PrivateServer:
+    """As redis_server, on a port of 127.0.0.1."""
+    return _as_new(_port_server)
+
+
+@pytest.fixture
+def settings(redis_server: PrivateServer) -> Callable[..., CacheSettings]:
+    """Settings for redis_server: ``settings(operation_timeout=0.5)``."""
+
+    def make(**overrides: Any) -> CacheSettings:
+        return CacheSettings.from_url(redis_server.url, **{"namespace": "test", **overrides})
+
+    return make
+
+
+def _server(**kwargs: Any) -> PrivateServer:
+    try:
+        return PrivateServer(**kwargs)
+    except RedisServerNotFound as error:  # a failure, not a skip: "all tests passed" means all
+        pytest.fail(str(error), pytrace=False)
+
+
+def _as_new(server: PrivateServer) -> PrivateServer:
+    server.start()
+    server.resume()
+    server.command("FLUSHALL")
+    return server
