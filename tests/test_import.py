@@ -1,0 +1,88 @@
+"""What `import jmcache` costs and does: little, and nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import json, logging, sys, threading, time
+
+events = []
+def watch(event, args):
+    if event.startswith("socket.") or event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        events.append(event)
+sys.addaudithook(watch)
+loggers = set(logging.root.manager.loggerDict)
+
+began = time.perf_counter()
+import MODULE
+seconds = time.perf_counter() - began
+
+handlers = [
+    (name, str(handler))
+    for name, logger in [("root", logging.root), *logging.root.manager.loggerDict.items()]
+    for handler in getattr(logger, "handlers", ())
+    if not isinstance(handler, logging.NullHandler)
+]
+print(json.dumps({
+    "seconds": seconds,
+    "threads": [thread.name for thread in threading.enumerate()],
+    "events": events,
+    "handlers": handlers,
+    "packages": sorted({name.partition(".")[0] for name in sys.modules}),
+}))
+"""
+
+
+def imported(module):
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.replace("MODULE", module)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def after_import():
+    return imported("jmcache")
+
+
+def test_import_starts_no_thread(after_import):
+    """A thread at import is lost in every gunicorn or Celery child, and warns on fork."""
+    assert after_import["threads"] == ["MainThread"]
+
+
+def test_import_opens_no_socket_and_starts_no_process(after_import):
+    """Importing must work in a build container that has no network."""
+    assert after_import["events"] == []
+
+
+def test_import_adds_no_log_handler(after_import):
+    """Where log lines go is the application's to say."""
+    assert after_import["handlers"] == []
+
+
+def test_import_does_not_import_redis(after_import):
+    """redis-py takes 0.15 s to import; who imports us for `memory://` should not pay it."""
+    assert "redis" not in after_import["packages"]
+
+
+def test_import_takes_less_than_a_quarter_of_a_second(after_import):
+    """Every worker start and every command-line tool pays it. Best of five: others use the CPU."""
+    seconds = [after_import["seconds"]]
+    while min(seconds) >= 0.25 and len(seconds) < 5:
+        seconds.append(imported("jmcache")["seconds"])
+    assert min(seconds) < 0.25
+
+
+def test_the_test_kit_imports_no_further_package(after_import):
+    """A plug-in that loads fakeredis or a server early would slow down every pytest start."""
+    more = set(imported("jmcache.testing")["packages"]) - set(after_import["packages"])
+    assert more <= sys.stdlib_module_names
