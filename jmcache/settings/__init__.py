@@ -1,0 +1,252 @@
+"""What a cache is told when it is made: where Redis is, and every limit that holds.
+
+From keywords, a url, the environment or another settings object. Whatever the way, nonsense is
+refused when the settings are built, by the name of the setting, and no repr or message shows a
+password.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+from urllib.parse import quote
+
+from jmcache.errors import RedisConfigurationError
+from jmcache.settings._names import in_environment, in_object, names_endpoint, read_names
+from jmcache.settings._rules import RULES, TEN_YEARS_S, Seconds, check, shown
+from jmcache.settings._url import read_url
+
+__all__ = ["CacheSettings", "check_ttl"]
+
+_TLS_DETAILS = (
+    "tls_ca_certs",
+    "tls_certfile",
+    "tls_keyfile",
+    "tls_check_hostname",
+    "tls_verify",
+)
+# What caches on one connection manager may differ in.
+_PER_CACHE = (
+    "namespace",
+    "schema_version",
+    "ttl",
+    "ttl_jitter",
+    "max_value_bytes",
+    "compress_above_bytes",
+    "max_entries",
+)
+_TTL = Seconds(TEN_YEARS_S)
+
+
+def check_ttl(ttl: object) -> float:
+    """Return *ttl* in seconds.
+
+    Raises:
+        ValueError: It is no int or float above 0 and at most ten years; a bool or a timedelta
+            is none either.
+    """
+    if not _TTL.holds(ttl):
+        raise ValueError(f"ttl: {_TTL.wants}; not {shown(ttl)}")
+    return _TTL.normal(ttl)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """Everything a cache is told. Immutable, hashable, free to be read from any thread.
+
+    The constructor takes the right types only; text that stands for a number is read by
+    `from_url`, `from_env` and `from_object`.
+
+    Attributes:
+        host: Name or address of the server; IPv6 without brackets.
+        port: TCP port, 1 to 65535.
+        db: Number of the database, 0 or more.
+        username: ACL user; None or "" for the default user.
+        password: None or "" for none. Never in the repr.
+        unix_socket_path: Absolute path of the server's socket, at most 107 bytes. Where given,
+            host and port are not used.
+        tls: Encrypt. There is no fall-back to an open connection, and the other ``tls_``
+            settings are refused without it.
+        tls_ca_certs: File of the authorities to trust, PEM; None: the system's own.
+        tls_certfile: File of the certificate to show, PEM; None: none is shown.
+        tls_keyfile: File of its key, PEM; None: the key is in *tls_certfile*.
+        tls_check_hostname: The server's certificate must name *host*. Without *tls_verify* it
+            is not looked at.
+        tls_verify: The server's certificate must be trusted. False protects from nobody who can
+            answer in the server's place.
+        memory: No Redis: keep everything in this process. No other endpoint setting is used then.
+        namespace: Keeps caches on one Redis apart; 1 to 64 letters, digits or any of ``_.:-``.
+        schema_version: Number of the form of your values, 1 or more; entries of another one are
+            not seen.
+        ttl: Seconds an entry lives, above 0, at most ten years.
+        ttl_jitter: Share of its TTL that an entry's life is cut short by at most, at random; from
+            0 to below 1. Lives are never lengthened.
+        operation_timeout: Seconds one call may take, with everything it waits for; above 0, at
+            most a day.
+        connection_timeout: Seconds one new connection may take within that; above 0, at most a
+            day.
+        max_connections: Connections at one time, 1 to 65535, in each process.
+        health_check_interval: Seconds between two health checks, above 0, at most ten years.
+        max_retries: Further attempts after a first one that failed, 0 or more.
+        initial_backoff_ms: Milliseconds that the first wait between attempts lasts at most, 0 or
+            more.
+        max_backoff_ms: Milliseconds that any of those waits lasts at most, not below the first.
+        failure_threshold: Failures in a row that open the circuit breaker, 1 or more.
+        reset_timeout: Seconds it stays open before a probe is let through; above 0, at most ten
+            years.
+        max_value_bytes: Bytes of the largest value, serialized and before compression; 1 to
+            512 MiB.
+        compress_above_bytes: Bytes above which a serialized value is compressed, 0 or more.
+        max_entries: Entries of a cache in *memory*, 1 or more.
+
+    Raises:
+        RedisConfigurationError: A setting cannot work. A ValueError too.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 6379
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    unix_socket_path: str | None = None
+    tls: bool = False
+    tls_ca_certs: str | None = None
+    tls_certfile: str | None = None
+    tls_keyfile: str | None = None
+    tls_check_hostname: bool = True
+    tls_verify: bool = True
+    memory: bool = False
+    namespace: str = "jmcache"
+    schema_version: int = 1
+    ttl: float = 300.0
+    ttl_jitter: float = 0.1
+    operation_timeout: float = 0.25
+    connection_timeout: float = 2.0
+    max_connections: int = 10
+    health_check_interval: float = 30.0
+    max_retries: int = 3
+    initial_backoff_ms: int = 100
+    max_backoff_ms: int = 30_000
+    failure_threshold: int = 5
+    reset_timeout: float = 30.0
+    max_value_bytes: int = 1_048_576
+    compress_above_bytes: int = 16_384
+    max_entries: int = 1_000
+
+    def __post_init__(self) -> None:
+        for name in RULES:
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        if self.max_backoff_ms < self.initial_backoff_ms:
+            raise RedisConfigurationError(
+                f"max_backoff_ms: not below initial_backoff_ms ({self.initial_backoff_ms});"
+                f" not {self.max_backoff_ms}"
+            )
+        if not self.memory:
+            self._check_tls()
+
+    def _check_tls(self) -> None:
+        if self.tls and self.unix_socket_path is not None:
+            raise RedisConfigurationError("tls: not over a unix socket, which needs none")
+        if self.tls_keyfile is not None and self.tls_certfile is None:
+            raise RedisConfigurationError("tls_keyfile: only with tls_certfile")
+        for name in () if self.tls else _TLS_DETAILS:
+            if getattr(self, name) != _DEFAULTS[name]:
+                raise RedisConfigurationError(f"{name}: only with tls=True (rediss://)")
+
+    @classmethod
+    def from_url(cls, url: str, **overrides: Any) -> Self:
+        """Return the settings that a url names.
+
+        ``redis://user:password@host:6379/0?ttl=60``, ``rediss://`` for TLS,
+        ``unix:///run/redis.sock?db=1``, ``memory://``. The query takes every setting that the
+        address does not say, durations also as ``250ms`` or ``30s``, and redis-py's ``ssl_``
+        names. Special characters in user and password are percent-encoded.
+
+        Args:
+            overrides: Settings that beat the url's.
+
+        Raises:
+            RedisConfigurationError: The url is not understood, as a whole or in a part, or a
+                setting cannot work. Shows nothing of the url but a parameter's name.
+        """
+        return cls._build(read_url(url, "url"), overrides)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
+        """Return the settings that the environment names, or else the defaults.
+
+        The endpoint is that of the first one set: JMCACHE_URL; REDIS_URL; or REDIS_HOST,
+        REDIS_PORT, REDIS_DB, REDIS_USERNAME, REDIS_PASSWORD (or REDIS_PASSWORD_FILE, the path of
+        a file that holds it), REDIS_TLS. Every other setting has a variable of its own, such as
+        JMCACHE_OPERATION_TIMEOUT=250ms, that beats the url's query. Empty is not set.
+
+        Args:
+            environ: Variables; None: those of this process.
+            overrides: Settings that beat them all.
+
+        Raises:
+            RedisConfigurationError: A variable is not understood, one that starts with JMCACHE_
+                is unknown, or a setting cannot work. Names the variable.
+        """
+        find = in_environment(os.environ if environ is None else environ)
+        return cls._build(read_names(find), overrides)
+
+    @classmethod
+    def from_object(cls, source: object, **overrides: Any) -> Self:
+        """Return the settings that another settings object holds, such as an application's own.
+
+        It has ``redis_url`` or ``redis_host``, and may have ``redis_port``, ``redis_db``,
+        ``redis_username``, ``redis_password``, ``redis_tls`` or ``redis_ssl``, and
+        ``jmcache_<setting>``, in lower or upper case. Numbers may be text, and the password an
+        object with ``get_secret_value()``. None and "" are not set. A CacheSettings is returned
+        as it is, with *overrides*.
+
+        Args:
+            overrides: Settings that beat those of the object.
+
+        Raises:
+            RedisConfigurationError: It has neither url nor host, or an attribute is not right.
+        """
+        if isinstance(source, cls):
+            return replace(source, **overrides) if overrides else source
+        find = in_object(source)
+        if not names_endpoint(find):
+            raise RedisConfigurationError(
+                "settings: a CacheSettings, or an object with the attributes redis_host,"
+                " redis_port, redis_db and redis_password, or redis_url;"
+                f" not {type(source).__name__} without redis_host and redis_url"
+            )
+        return cls._build(read_names(find), overrides)
+
+    @classmethod
+    def _build(cls, found: dict[str, Any], overrides: dict[str, Any]) -> Self:
+        # An address given by hand replaces the one found, also where that is of another kind.
+        replaced: tuple[str, ...] = ()
+        if overrides.get("host") is not None:
+            replaced = ("unix_socket_path", "memory")
+        elif overrides.get("unix_socket_path") is not None:
+            replaced = ("memory", "tls", *_TLS_DETAILS)
+        kept = {name: value for name, value in found.items() if name not in replaced}
+        return cls(**kept | overrides)
+
+    @property
+    def endpoint(self) -> str:
+        """Where Redis is, as a url without user and password: for people, logs and metrics."""
+        if self.memory:
+            return "memory://"
+        if self.unix_socket_path is not None:
+            return f"unix://{quote(self.unix_socket_path)}?db={self.db}"
+        host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+
+    def connection_identity(self) -> CacheSettings:
+        """Return a hashable that is equal for settings that can share one connection manager.
+
+        Its repr shows no password either.
+        """
+        return replace(self, **{name: _DEFAULTS[name] for name in _PER_CACHE})
+
+
+_DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(CacheSettings)}

@@ -1,0 +1,245 @@
+"""What each setting may be, and how text becomes one; knows nothing of where it came from."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jmcache.errors import RedisConfigurationError
+
+TEN_YEARS_S = 10 * 365 * 86_400
+_ONE_DAY_S = 86_400  # a longer wait for one answer is a mistake, and poll() counts it in an int
+_INT_MAX = 2**31 - 1
+_MIB = 1024 * 1024
+
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_PER_SECOND = {"ms": 1000.0, "s": 1.0}
+_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+# A name, or an IPv6 address: with a single colon it would be a name with its port.
+_HOST = re.compile(
+    r"[^\x00-\x20\x7f\s/@?#%:\[\]\\]{1,255}"
+    r"|(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]{2,45}(?:%[0-9A-Za-z_.-]{1,32})?"
+)
+_PATH = re.compile(r"[^\x00]+")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+class Rule(Protocol):
+    """What one setting may be."""
+
+    @property
+    def wants(self) -> str:
+        """What would be right, to follow the name of the setting in a message."""
+
+    @property
+    def secret(self) -> bool:
+        """True where a message must not show what came in."""
+
+    def holds(self, value: object) -> bool:
+        """Return whether *value* is right."""
+
+    def normal(self, value: Any) -> Any:
+        """Return the form of the right *value* that is kept."""
+
+    def read(self, text: str) -> object:
+        """Return what *text* stands for, or *text* itself, which does not hold then."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number within bounds, both included."""
+
+    least: int
+    most: int = _INT_MAX
+    secret: bool = False
+
+    @property
+    def wants(self) -> str:
+        return f"a whole number from {self.least} to {self.most}"
+
+    def holds(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return False
+        return self.least <= value <= self.most
+
+    def normal(self, value: Any) -> int:
+        return int(value)
+
+    def read(self, text: str) -> object:
+        text = text.strip()
+        return int(text) if _WHOLE.fullmatch(text) else text
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """A duration above 0."""
+
+    most: int
+    secret: bool = False
+
+    @property
+    def wants(self) -> str:
+        return f"seconds as a number above 0, at most {self.most}"
+
+    def holds(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return 0 < value <= self.most
+
+    def normal(self, value: Any) -> float:
+        return float(value)
+
+    def read(self, text: str) -> object:
+        text = text.strip()
+        unit = "ms" if text.endswith("ms") else "s"
+        number = text.removesuffix(unit)
+        return float(number) / _PER_SECOND[unit] if _NUMBER.fullmatch(number) else text
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a whole: 0 is none of it, 1 would be all."""
+
+    wants: str = "a number from 0 to below 1"
+    secret: bool = False
+
+    def holds(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return 0 <= value < 1
+
+    def normal(self, value: Any) -> float:
+        return float(value)
+
+    def read(self, text: str) -> object:
+        text = text.strip()
+        return float(text) if _NUMBER.fullmatch(text) else text
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Yes or no; never a number or a text that happens to be true."""
+
+    wants: str = "True or False"
+    secret: bool = False
+
+    def holds(self, value: object) -> bool:
+        return isinstance(value, bool)
+
+    def normal(self, value: Any) -> Any:
+        return value
+
+    def read(self, text: str) -> object:
+        return _FLAGS.get(text.strip().lower(), text)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text that UTF-8 can write and *fits* accepts; where *optional*, None or "" for none."""
+
+    wants: str
+    fits: Callable[[str], object] = bool
+    optional: bool = False
+    secret: bool = False
+
+    def holds(self, value: object) -> bool:
+        if self.optional and (value is None or value == ""):
+            return True
+        return isinstance(value, str) and _is_unicode(value) and bool(self.fits(value))
+
+    def normal(self, value: Any) -> Any:
+        return value or None
+
+    def read(self, text: str) -> object:
+        return text
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _is_socket_path(path: str) -> bool:
+    # 107 bytes are what Linux has room for; a longer one would fail at every connect.
+    return path.startswith("/") and "\0" not in path and len(path.encode()) <= 107
+
+
+_CREDENTIAL = Text("text that UTF-8 can write, or None", optional=True, secret=True)
+_FILE = Text("the path of a file, or None", _PATH.fullmatch, optional=True)
+
+RULES: Mapping[str, Rule] = {
+    "host": Text("a host name or an address, without port and no url", _HOST.fullmatch),
+    "port": Whole(1, 65_535),
+    "db": Whole(0),
+    "username": _CREDENTIAL,
+    "password": _CREDENTIAL,
+    "unix_socket_path": Text(
+        "an absolute path of at most 107 bytes, or None", _is_socket_path, optional=True
+    ),
+    "tls": Flag(),
+    "tls_ca_certs": _FILE,
+    "tls_certfile": _FILE,
+    "tls_keyfile": _FILE,
+    "tls_check_hostname": Flag(),
+    "tls_verify": Flag(),
+    "memory": Flag(),
+    "namespace": Text("1 to 64 letters, digits or any of _ . : -", _NAMESPACE.fullmatch),
+    "schema_version": Whole(1),
+    "ttl": Seconds(TEN_YEARS_S),
+    "ttl_jitter": Share(),
+    "operation_timeout": Seconds(_ONE_DAY_S),
+    "connection_timeout": Seconds(_ONE_DAY_S),
+    "max_connections": Whole(1, 65_535),
+    "health_check_interval": Seconds(TEN_YEARS_S),
+    "max_retries": Whole(0),
+    "initial_backoff_ms": Whole(0),
+    "max_backoff_ms": Whole(0),
+    "failure_threshold": Whole(1),
+    "reset_timeout": Seconds(TEN_YEARS_S),
+    "max_value_bytes": Whole(1, 512 * _MIB),  # what Redis itself takes for one value
+    "compress_above_bytes": Whole(0),
+    "max_entries": Whole(1),
+}
+
+
+def check(name: str, value: object, label: str = "") -> Any:
+    """Return the setting *name* as it is kept.
+
+    Args:
+        label: What the message calls it, such as the variable it came from; "": its own name.
+
+    Raises:
+        RedisConfigurationError: *value* is not right for it. A credential is not shown.
+    """
+    rule = RULES[name]
+    if not rule.holds(value):
+        came = f"{type(value).__name__} (not shown)" if rule.secret else shown(value)
+        raise RedisConfigurationError(f"{label or name}: {rule.wants}; not {came}")
+    return rule.normal(value)
+
+
+def convert(name: str, value: object, label: str) -> Any:
+    """Return the setting *name* from what may be text; otherwise as `check`."""
+    return check(name, RULES[name].read(value) if isinstance(value, str) else value, label)
+
+
+def shown(value: object) -> str:
+    """Return *value* for a message: short, and nothing that may be a url with a password."""
+    if isinstance(value, str):
+        plain = len(value) <= 40 and "@" not in value and "//" not in value
+        return repr(value) if plain else f"text of {len(value)} characters (not shown)"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    return type(value).__name__
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Return a sentence that suggests the closest of *words*, "" when none is close."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.8)
+    return f'; did you mean "{close[0]}"?' if close else ""
