@@ -1,0 +1,267 @@
+"""The counters of one cache, and its log lines about single values."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+
+from jmcache.errors import RedisError
+from jmcache.fork import renew_in_child
+from jmcache.monitoring._delivery import Delivery
+from jmcache.monitoring._metrics import (
+    Metrics,
+    report_bundle,
+    report_operation,
+    report_retry,
+    report_transition,
+)
+from jmcache.monitoring._outage import Transition
+from jmcache.monitoring._stats import UNTIMED, CacheStats, Slot, summarize
+from jmcache.outcome import Outcome
+
+_log = logging.getLogger("jmcache.cache")
+
+QUIET_S = 10.0  # between two lines that say the same
+LINES = 32  # different ones within QUIET_S: a flood of bad values is no flood of lines
+DIGESTS = 1024  # of corrupt entries already spoken of
+PATH_LENGTH = 200  # characters of a path that are kept and logged
+
+
+class Monitor:
+    """Counts every operation of one cache once, and tells the sinks.
+
+    The counters are this process's own; a forked child begins at zero, so that the sum over all
+    processes is right. Sinks are called on a thread of ours that starts with the first
+    measurement. The methods may be called from any thread, and wait for no sink and no log handler
+    while they hold a lock.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        sinks: Sequence[Metrics] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Count from zero.
+
+        Args:
+            namespace: The cache's, for labels and log lines.
+            sinks: Who else gets the measurements.
+            clock: Seconds, never going back.
+        """
+        self._namespace = namespace
+        self._clock = clock
+        self._begin()
+        self._delivery = Delivery(sinks, clock) if sinks else None
+        if self._delivery is not None:
+            # Ends the thread of a cache that nobody closed and nobody has any more.
+            weakref.finalize(self, self._delivery.end).atexit = False
+        renew_in_child(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._cells: dict[Slot, _Cell] = {}  # guarded by _lock
+        self._retries = 0  # guarded by _lock
+        self._throttle = _Throttle()  # guarded by _lock
+        self._known_digests: OrderedDict[str, None] = OrderedDict()  # guarded by _lock
+
+    def record(self, operation: str, outcome: Outcome, reason: str, seconds: float) -> None:
+        """Count one operation: how it ended, and how long the caller waited for it.
+
+        Args:
+            operation: The public method's name: "get", "set_many", ...
+            outcome: How it ended.
+            reason: Why, as one word out of few; empty for HIT and DONE.
+            seconds: From the call to its return.
+        """
+        slot = (operation, outcome, reason, int(seconds * 1e6).bit_length())
+        with self._lock:
+            # Not _add: the call would cost a quarter of it all.
+            cell = self._cells.get(slot)
+            if cell is None:
+                cell = self._cells[slot] = _Cell()
+            cell.count += 1
+            if seconds > cell.max_s:
+                cell.max_s = seconds
+        if self._delivery is not None:
+            self._delivery.put(
+                partial(report_operation, self._namespace, operation, outcome, reason, seconds)
+            )
+
+    def record_many(
+        self, operation: str, endings: Iterable[tuple[Outcome, str]], seconds: float
+    ) -> None:
+        """Count one call about several keys: an outcome and a reason for each, one latency.
+
+        Without any key there is nothing to count.
+        """
+        counts = Counter(endings)
+        bits = int(seconds * 1e6).bit_length()
+        with self._lock:
+            for (outcome, reason), count in counts.items():
+                if bits != UNTIMED:
+                    self._add((operation, outcome, reason, bits), 1, seconds)
+                    bits = UNTIMED
+                    count -= 1
+                if count:
+                    self._add((operation, outcome, reason, UNTIMED), count, 0.0)
+        if counts and self._delivery is not None:
+            self._delivery.put(partial(report_bundle, self._namespace, operation, counts, seconds))
+
+    def _add(self, slot: Slot, count: int, seconds: float) -> None:
+        cell = self._cells.setdefault(slot, _Cell())
+        cell.count += count
+        cell.max_s = max(cell.max_s, seconds)
+
+    def note_retry(self, error: RedisError, wait_s: float) -> None:  # noqa: ARG002
+        """Count an attempt that is made again after *error*; what Retry calls before it waits."""
+        with self._lock:
+            self._retries += 1
+        if self._delivery is not None:
+            self._delivery.put(partial(report_retry, self._namespace, error.reason))
+
+    def on_change(self, transition: Transition) -> None:
+        """Tell the sinks that the circuit breaker changed its state."""
+        if self._delivery is not None:
+            self._delivery.put(
+                partial(
+                    report_transition,
+                    self._namespace,
+                    transition.before,
+                    transition.after,
+                    transition.reason,
+                )
+            )
+
+    def note_refused(self, path: str, type_name: str, reason: str) -> None:
+        """Log that a value is not cached: where in it, which type, why; never the value.
+
+        The same at most once in ``QUIET_S`` seconds.
+        """
+        path = path[:PATH_LENGTH]
+        now = self._clock()
+        with self._lock:
+            suppressed = self._throttle.admit((path, type_name, reason), now)
+        if suppressed is not None:
+            fields = {
+                "namespace": self._namespace,
+                "path": _one_line(path) or "the value itself",
+                "type": type_name,
+                "reason": reason,
+                "suppressed": suppressed,
+            }
+            _log.warning(
+                "%(namespace)s: value not cached: %(path)s, of type %(type)s: %(reason)s"
+                + _suffix(suppressed),
+                fields,
+                extra={"jmcache": fields},
+            )
+
+    def note_corrupt(self, key_digest_hex: str, reason: str) -> None:
+        """Log that what is stored under a key is not ours, once per key.
+
+        An ERROR for "wrong_key": another key's value arrived, which nothing but a fault explains.
+        """
+        now = self._clock()
+        with self._lock:
+            if key_digest_hex in self._known_digests:
+                self._known_digests.move_to_end(key_digest_hex)
+                return
+            suppressed = self._throttle.admit(key_digest_hex, now)
+            if suppressed is None:
+                return
+            self._known_digests[key_digest_hex] = None
+            if len(self._known_digests) > DIGESTS:
+                self._known_digests.popitem(last=False)
+        fields = {
+            "namespace": self._namespace,
+            "key_digest": key_digest_hex,
+            "reason": reason,
+            "suppressed": suppressed,
+        }
+        _log.log(
+            logging.ERROR if reason == "wrong_key" else logging.WARNING,
+            "%(namespace)s: entry is not ours, read as a miss: key digest %(key_digest)s:"
+            " %(reason)s" + _suffix(suppressed),
+            fields,
+            extra={"jmcache": fields},
+        )
+
+    def stats(self) -> CacheStats:
+        """Return all counters as they are now."""
+        with self._lock:
+            cells = {slot: (cell.count, cell.max_s) for slot, cell in self._cells.items()}
+            retries = self._retries
+        delivery = self._delivery
+        return summarize(
+            cells,
+            retries=retries,
+            sink_errors=0 if delivery is None else delivery.sink_errors,
+            dropped=0 if delivery is None else delivery.dropped,
+        )
+
+    def flush(self, timeout_s: float = 1.0) -> bool:
+        """Wait until the sinks have every measurement so far; False after *timeout_s* seconds."""
+        return self._delivery is None or self._delivery.flush(timeout_s)
+
+    def close(self) -> None:
+        """Give the sinks what is left, within 0.3 s, and end the thread. Idempotent.
+
+        Counting goes on; the sinks get nothing more.
+        """
+        if self._delivery is not None:
+            self._delivery.close()
+
+
+class _Cell:
+    """One slot's count and longest latency in seconds."""
+
+    __slots__ = ("count", "max_s")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.max_s = 0.0
+
+
+class _Throttle:
+    """Lets a line through once in ``QUIET_S``, and no more than ``LINES`` different ones."""
+
+    def __init__(self) -> None:
+        self._said: dict[Hashable, tuple[float, int]] = {}  # -> said when, suppressed since
+        self._orphans = 0  # suppressed lines whose own next line will not come
+
+    def admit(self, line: Hashable, now: float) -> int | None:
+        """Return None for a line to suppress, else how many were suppressed before it."""
+        said_at, suppressed = self._said.get(line, (None, 0))
+        if said_at is not None and now - said_at < QUIET_S:
+            self._said[line] = (said_at, suppressed + 1)
+            return None
+        if said_at is None and len(self._said) >= LINES:
+            self._forget_old(now)
+            if len(self._said) >= LINES:
+                self._orphans += 1
+                return None
+        suppressed += self._orphans
+        self._orphans = 0
+        self._said[line] = (now, 0)
+        return suppressed
+
+    def _forget_old(self, now: float) -> None:
+        for line, (said_at, suppressed) in tuple(self._said.items()):
+            if now - said_at >= QUIET_S:
+                del self._said[line]
+                self._orphans += suppressed
+
+
+def _suffix(suppressed: int) -> str:
+    return " (%(suppressed)d such lines suppressed)" if suppressed else ""
+
+
+def _one_line(path: str) -> str:
+    # A name from the value could hold a line break, and with it a forged log line.
+    return path if path.isprintable() else ascii(path)

@@ -1,0 +1,198 @@
+"""An outage in the log: one line when it begins, one now and then, one when it is over."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jmcache.fork import renew_in_child
+
+_log = logging.getLogger("jmcache.circuit_breaker")
+
+# Reasons that no waiting cures, and the settings to look at.
+_CURES = {
+    "auth": "username and password",
+    "noperm": "the ACL rights of username",
+    "tls": "tls, tls_ca_certs, tls_certfile, tls_keyfile, tls_check_hostname and tls_verify",
+    "db": "db",
+    "misconfigured": "username, password, db and the tls settings",
+}
+
+# Redis coming and going every few seconds is no reason to write twenty lines a minute.
+OUTAGES = 3  # with lines of their own, in
+WINDOW_S = 60.0
+
+_Line = tuple[int, str, dict[str, Any]]
+
+
+class Transition(Protocol):
+    """A change of the circuit breaker's state, as much of it as is looked at here."""
+
+    @property
+    def name(self) -> str:
+        """Which circuit breaker."""
+
+    @property
+    def before(self) -> str:
+        """The state it left: "closed", "open" or "half_open"."""
+
+    @property
+    def after(self) -> str:
+        """The state it is in now."""
+
+    @property
+    def reason(self) -> str:
+        """The reason of the error that caused it, as one word; may be empty."""
+
+    @property
+    def failures(self) -> int:
+        """Failures in a row that caused it."""
+
+
+class OutageLog:
+    """Listens to one circuit breaker, and logs outages instead of failed calls.
+
+    closed ──WARNING (ERROR if a setting is wrong)──▶ open ──INFO every interval──▶ closed ──INFO
+
+    Probes that fail meanwhile (half-open and open again) are part of the same outage. With more
+    than ``OUTAGES`` beginnings in ``WINDOW_S`` seconds the further ones get no lines unless they
+    last; the next line says how many there were.
+
+    The methods may be called from any thread; no handler runs under the lock. A forked child
+    begins without an outage, as its circuit breaker does.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        clock: Callable[[], float] = time.monotonic,
+        interval: float = 30.0,
+    ) -> None:
+        """Begin without an outage.
+
+        Args:
+            endpoint: Which Redis, for people; without secrets.
+            clock: Seconds, never going back.
+            interval: Seconds between summaries, above 0.
+        """
+        self._endpoint = endpoint
+        self._clock = clock
+        self._interval = interval
+        self._begin()
+        renew_in_child(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        # All guarded by _lock.
+        self._began_at: float | None = None
+        self._summary_at = math.inf
+        self._reason = ""
+        self._announced = False  # did this outage get its first line?
+        self._blamed = False  # was a setting named in this outage?
+        self._skipped = 0  # operations answered without Redis since the last closing line
+        self._unsaid = 0  # outages that came and went without a line
+        self._announced_at: deque[float] = deque(maxlen=OUTAGES)
+
+    def on_change(self, transition: Transition) -> None:
+        """Take note of a new state of the circuit breaker."""
+        now = self._clock()
+        with self._lock:
+            if transition.after != "closed":
+                line = self._open(transition, now)
+            else:
+                line = self._close(now)
+        self._say(line)
+
+    def skipped(self) -> None:
+        """Count one operation that was answered without asking Redis."""
+        now = self._clock()
+        with self._lock:
+            self._skipped += 1
+            if now < self._summary_at:
+                return
+            line = self._summarize(now)
+        self._say(line)
+
+    def _open(self, transition: Transition, now: float) -> _Line | None:
+        if transition.after == "open" and transition.reason:
+            self._reason = transition.reason
+        begins = self._began_at is None
+        if begins:
+            self._began_at = now
+            self._summary_at = now + self._interval
+            crowd = self._announced_at
+            self._announced = len(crowd) < OUTAGES or now - crowd[0] >= WINDOW_S
+            if self._announced:
+                crowd.append(now)
+        if not self._announced:
+            return None
+        cure = _CURES.get(self._reason)
+        if cure is not None and not self._blamed:
+            self._blamed = True
+            text = (
+                "Redis %(endpoint)s does not let us in (%(reason)s), look at %(settings)s; circuit"
+                " breaker open, answering without it"
+            )
+            return logging.ERROR, text, self._fields(now, settings=cure)
+        if not begins:
+            return None
+        text = (
+            "Redis %(endpoint)s is unavailable (%(reason)s), circuit breaker open after"
+            " %(failures)d failures, answering without it"
+        )
+        return logging.WARNING, text, self._fields(now, failures=transition.failures)
+
+    def _summarize(self, now: float) -> _Line:
+        self._summary_at = now + self._interval
+        text = (
+            "Redis %(endpoint)s is unavailable for %(seconds).0f s now (%(reason)s), %(skipped)d"
+            " operations answered without it"
+        )
+        level = logging.INFO if self._announced else logging.WARNING
+        if not self._announced:
+            self._announced = True
+            self._announced_at.append(now)
+        return level, text, self._fields(now)
+
+    def _close(self, now: float) -> _Line | None:
+        if self._began_at is None:
+            return None
+        line: _Line | None = None
+        if self._announced:
+            text = (
+                "Redis %(endpoint)s is back after %(seconds).1f s, circuit breaker closed,"
+                " %(skipped)d operations were answered without it"
+            )
+            if self._unsaid:
+                text += " (%(unsaid)d short outages before this one were not logged)"
+            line = logging.INFO, text, self._fields(now)
+            self._skipped = 0
+            self._unsaid = 0
+        else:
+            self._unsaid += 1
+        self._began_at = None
+        self._summary_at = math.inf
+        self._reason = ""
+        self._announced = self._blamed = False
+        return line
+
+    def _fields(self, now: float, **more: Any) -> dict[str, Any]:
+        seconds = 0.0 if self._began_at is None else now - self._began_at
+        return {
+            "endpoint": self._endpoint,
+            "reason": self._reason or "unknown",
+            "seconds": seconds,
+            "skipped": self._skipped,
+            "unsaid": self._unsaid,
+            **more,
+        }
+
+    def _say(self, line: _Line | None) -> None:
+        if line is not None:
+            level, text, fields = line
+            _log.log(level, text, fields, extra={"jmcache": fields})
