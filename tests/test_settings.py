@@ -263,9 +263,10 @@ def test_settings_share_connections_unless_they_connect_in_another_way(name):
     """Sharing too much sends one tenant's password for another; too little doubles connections."""
     per_cache = {
         "namespace": "other", "schema_version": 2, "ttl": 1.0, "ttl_jitter": 0.0,
-        "max_value_bytes": 1, "compress_above_bytes": 1, "max_entries": 1,
+        "compress_above_bytes": 1,
     }  # fmt: skip
     per_connection = {
+        "max_value_bytes": 1, "max_entries": 1,
         "host": "other", "port": 1, "db": 1, "username": "u", "password": "p",
         "unix_socket_path": "/x", "tls": True, "memory": True, "operation_timeout": 1.0,
         "connection_timeout": 1.0, "max_connections": 1, "health_check_interval": 1.0,

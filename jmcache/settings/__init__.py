@@ -33,9 +33,7 @@ _PER_CACHE = (
     "schema_version",
     "ttl",
     "ttl_jitter",
-    "max_value_bytes",
     "compress_above_bytes",
-    "max_entries",
 )
 _TTL = Seconds(TEN_YEARS_S)
 
@@ -244,6 +242,7 @@ class CacheSettings:
     def connection_identity(self) -> CacheSettings:
         """Return a hashable that is equal for settings that can share one connection manager.
 
+        The largest value belongs to it: no reply may be larger than the largest value of ours.
         Its repr shows no password either.
         """
         return replace(self, **{name: _DEFAULTS[name] for name in _PER_CACHE})
