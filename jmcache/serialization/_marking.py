@@ -1,0 +1,281 @@
+"""Value -> tree and marks, and back: the walk that looks at every type.
+
+A mark says what the place of the same shape in the tree needs:
+
+    "utc"                     a typed value: this tag's decoder makes it from the payload here
+    ["set", mark]             the same, once what is inside the payload has been seen to
+    {"posted": mark, ...}     a dict: these of its values
+    [0, mark, 7, mark]        a list: these of its elements
+    ["*", mark]               a list: all of its elements, as in a list of matches
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+from jmcache.serialization import _kinds
+from jmcache.serialization._refusal import Refusal, step
+
+_ALL = "*"
+
+# What is its own payload. In a careful walk numbers are looked at one by one.
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+_CAREFUL_LEAVES = frozenset({str, bool, type(None)})
+_PLAIN = frozenset({*_LEAVES, list})
+_TEXT = frozenset({str})
+_DICTS = frozenset({dict})
+_LISTS = frozenset({list})
+
+# (walk, value, depth) -> (payload, mark)
+Encoder = Callable[["Marker", Any, int], tuple[Any, Any]]
+Decoder = Callable[[Any], Any]
+
+
+class Marker:
+    """One walk through one value. Never changes it: a container that needs work is copied."""
+
+    __slots__ = ("_encoders", "_leaves", "_max_depth", "_room")
+
+    def __init__(
+        self,
+        encoders: Mapping[type, Encoder],
+        *,
+        max_depth: int,
+        max_nodes: int,
+        careful: bool,
+    ) -> None:
+        """Start with nothing seen.
+
+        Args:
+            encoders: By exact type. May grow meanwhile.
+            max_depth: Most containers inside one another.
+            max_nodes: Most elements of all containers together. A list that holds another twice,
+                which holds another twice, and so on, is small in memory and endless to walk.
+            careful: Look at each number too. Only numbers that ujson refuses call for it.
+        """
+        self._encoders = encoders
+        self._leaves = _CAREFUL_LEAVES if careful else _LEAVES
+        self._max_depth = max_depth
+        self._room = max_nodes
+
+    def mark(self, value: Any) -> tuple[Any, Any]:
+        """Return what stands for *value* in the tree, and its mark; None if it needs none.
+
+        Raises:
+            Refusal: A type that cannot be written, too deep or too many.
+        """
+        if type(value) in self._leaves:
+            return value, None
+        return self._encoder(type(value))(self, value, 1)
+
+    def mark_dict(self, value: dict[Any, Any], depth: int) -> tuple[Any, Any]:
+        """For a dict, or the fields of something else."""
+        self._enter(value, depth)
+        if not _TEXT.issuperset(map(type, value)):
+            return self._mark_pairs(value, depth)
+        leaves = self._leaves
+        copy = None
+        marks: dict[str, Any] = {}
+        key = ""
+        try:
+            for key, item in value.items():
+                kind = type(item)
+                if kind in leaves:
+                    continue
+                # A list of skills, say: most containers end here and need no walk of their own.
+                if kind is list and leaves.issuperset(map(type, item)):
+                    self._enter(item, depth + 1)
+                    continue
+                payload, mark = self._encoder(kind)(self, item, depth + 1)
+                if mark is not None:
+                    if copy is None:
+                        copy = dict(value)
+                    copy[key] = payload
+                    marks[key] = mark
+        except Refusal as error:
+            error.steps.append(step(key))
+            raise
+        return (value, None) if copy is None else (copy, marks)
+
+    def mark_list(
+        self, value: list[Any], depth: int, where: Callable[[int], str] = "[{}]".format
+    ) -> tuple[Any, Any]:
+        """For a list, or the elements of something else; *where* writes the step to the n-th."""
+        self._enter(value, depth)
+        leaves = self._leaves
+        if leaves.issuperset(map(type, value)) or self._is_plain_table(value, depth):
+            return value, None
+        copy = None
+        marks: list[Any] = []
+        place = 0
+        try:
+            for place, item in enumerate(value):
+                kind = type(item)
+                if kind in leaves:
+                    continue
+                payload, mark = self._encoder(kind)(self, item, depth + 1)
+                if mark is not None:
+                    if copy is None:
+                        copy = list(value)
+                    copy[place] = payload
+                    marks += (place, mark)
+        except Refusal as error:
+            error.steps.append(where(place))
+            raise
+        if copy is None:
+            return value, None
+        if marks[1::2].count(marks[1]) == len(value):
+            return copy, [_ALL, marks[1]]
+        return copy, marks
+
+    def _is_plain_table(self, rows: list[Any], depth: int) -> bool:
+        """Are these dicts of plain values and of flat lists, as plain matches are?
+
+        Only a shortcut, at C's speed and for the value that is cached most: True spares the walk.
+        """
+        leaves = self._leaves
+        if type(rows[0]) is not dict or not _PLAIN.issuperset(map(type, rows[0].values())):
+            return False
+        if not _DICTS.issuperset(map(type, rows)) or depth + 2 > self._max_depth:
+            return False
+        lists = [item for row in rows for item in row.values() if type(item) not in leaves]
+        if not _LISTS.issuperset(map(type, lists)):
+            return False
+        self._take(sum(map(len, rows)) + sum(map(len, lists)))
+        return _TEXT.issuperset(map(type, chain.from_iterable(rows))) and leaves.issuperset(
+            map(type, chain.from_iterable(lists))
+        )
+
+    def _mark_pairs(self, value: dict[Any, Any], depth: int) -> tuple[Any, Any]:
+        """For a dict with a key that is not text: keys and values in turn, in one list."""
+        pairs = [part for pair in value.items() for part in pair]
+        payload, mark = self.mark_list(
+            pairs, depth, lambda place: step(pairs[place - 1]) if place % 2 else "{key}"
+        )
+        return payload, tagged("dict", mark)
+
+    def _encoder(self, kind: type) -> Encoder:
+        encoder = self._encoders.get(kind)
+        if encoder is None:
+            complaint = "no type that comes back the same; an enum or dataclass needs register()"
+            raise Refusal("unserializable", kind, complaint)
+        return encoder
+
+    def _enter(self, value: dict[Any, Any] | list[Any], depth: int) -> None:
+        if depth > self._max_depth:
+            complaint = f"nested deeper than max_depth={self._max_depth}, or contains itself"
+            raise Refusal("too_deep", type(value), complaint)
+        self._take(len(value))
+
+    def _take(self, elements: int) -> None:
+        # An element takes two bytes or more and is counted twice at most.
+        self._room -= elements
+        if self._room < 0:
+            raise Refusal("too_large", list, "more elements than max_bytes leaves room for")
+
+
+def tagged(tag: str, mark: Any) -> Any:
+    """Return the mark of a typed value whose payload is marked with *mark*."""
+    return tag if mark is None else [tag, mark]
+
+
+def restore(nodes: list[Any], mark: Any, decoders: Mapping[str, Decoder]) -> list[Any]:
+    """Return the values of *nodes*, which all have this mark. Changes them in place.
+
+    Column by column, such as all the dates of all matches, so that a decoder runs in a map().
+    For marks that are not ours, raises what unpacking, indexing and decoders raise.
+    """
+    kind = type(mark)
+    if kind is str:
+        return list(map(decoders[mark], nodes))
+    if kind is dict:
+        places = mark.items()
+    elif mark[0] == _ALL:
+        for node in nodes:
+            if type(node) is not list:
+                raise TypeError("not a list")
+            node[:] = restore(node, mark[1], decoders)
+        return nodes
+    elif type(mark[0]) is str:
+        tag, inner = mark
+        return list(map(decoders[tag], restore(nodes, inner, decoders)))
+    else:
+        # Each place once: a short body that names one place often could keep us busy for long.
+        if sorted(set(mark[::2])) != mark[::2]:
+            raise ValueError("places out of order")
+        places = zip(mark[::2], mark[1::2], strict=True)
+    for place, inner in places:
+        values = restore([node[place] for node in nodes], inner, decoders)
+        for node, value in zip(nodes, values, strict=True):
+            node[place] = value
+    return nodes
+
+
+# ── Containers that JSON does not know ──────────────────────────────────────────────────────────
+
+
+def _scalar(encode: Callable[[Any], tuple[Any, str | None]]) -> Encoder:
+    return lambda _walk, value, _depth: encode(value)
+
+
+def _elements(tag: str, where: Callable[[int], str]) -> Encoder:
+    def encode(walk: Marker, value: Any, depth: int) -> tuple[Any, Any]:
+        payload, mark = walk.mark_list(list(value), depth, where)
+        return payload, tagged(tag, mark)
+
+    return encode
+
+
+def _decode_tuple(payload: Any) -> tuple[Any, ...]:
+    return tuple(_as_list(payload))
+
+
+def _decode_set(payload: Any) -> set[Any]:
+    value = set(_as_list(payload))
+    if len(value) != len(payload):
+        raise ValueError("an element twice")
+    return value
+
+
+def _decode_frozenset(payload: Any) -> frozenset[Any]:
+    return frozenset(_decode_set(payload))
+
+
+def _decode_pairs(payload: Any) -> dict[Any, Any]:
+    parts = _as_list(payload)
+    value = dict(zip(parts[::2], parts[1::2], strict=True))
+    if 2 * len(value) != len(parts):
+        raise ValueError("a key twice")
+    return value
+
+
+def _as_list(payload: Any) -> list[Any]:
+    if type(payload) is not list:
+        raise TypeError("not a list")
+    return payload
+
+
+def _in_set(_place: int) -> str:
+    return "{element}"
+
+
+ENCODERS: dict[type, Encoder] = {
+    dict: Marker.mark_dict,
+    list: Marker.mark_list,
+    tuple: _elements("tuple", "[{}]".format),
+    set: _elements("set", _in_set),
+    frozenset: _elements("frozenset", _in_set),
+    float: _scalar(_kinds.encode_float),
+    int: _scalar(_kinds.encode_int),
+    **{kind: _scalar(encode) for kind, encode in _kinds.ENCODERS.items()},
+}
+
+DECODERS: dict[str, Decoder] = {
+    "tuple": _decode_tuple,
+    "set": _decode_set,
+    "frozenset": _decode_frozenset,
+    "dict": _decode_pairs,
+    **_kinds.DECODERS,
+}
