@@ -66,9 +66,13 @@ class Marker:
         Raises:
             Refusal: A type that cannot be written, too deep or too many.
         """
-        if type(value) in self._leaves:
+        kind = type(value)
+        if kind in self._leaves:
             return value, None
-        return self._encoder(type(value))(self, value, 1)
+        encoder = self._encoders.get(kind)
+        if encoder is None:
+            raise _unknown(kind)
+        return encoder(self, value, 1)
 
     def mark_dict(self, value: dict[Any, Any], depth: int) -> tuple[Any, Any]:
         """For a dict, or the fields of something else."""
@@ -76,6 +80,7 @@ class Marker:
         if not _TEXT.issuperset(map(type, value)):
             return self._mark_pairs(value, depth)
         leaves = self._leaves
+        encoders = self._encoders
         copy = None
         marks: dict[str, Any] = {}
         key = ""
@@ -88,7 +93,10 @@ class Marker:
                 if kind is list and leaves.issuperset(map(type, item)):
                     self._enter(item, depth + 1)
                     continue
-                payload, mark = self._encoder(kind)(self, item, depth + 1)
+                encoder = encoders.get(kind)
+                if encoder is None:
+                    raise _unknown(kind)
+                payload, mark = encoder(self, item, depth + 1)
                 if mark is not None:
                     if copy is None:
                         copy = dict(value)
@@ -107,6 +115,7 @@ class Marker:
         leaves = self._leaves
         if leaves.issuperset(map(type, value)) or self._is_plain_table(value, depth):
             return value, None
+        encoders = self._encoders
         copy = None
         marks: list[Any] = []
         place = 0
@@ -115,7 +124,10 @@ class Marker:
                 kind = type(item)
                 if kind in leaves:
                     continue
-                payload, mark = self._encoder(kind)(self, item, depth + 1)
+                encoder = encoders.get(kind)
+                if encoder is None:
+                    raise _unknown(kind)
+                payload, mark = encoder(self, item, depth + 1)
                 if mark is not None:
                     if copy is None:
                         copy = list(value)
@@ -156,13 +168,6 @@ class Marker:
         )
         return payload, tagged("dict", mark)
 
-    def _encoder(self, kind: type) -> Encoder:
-        encoder = self._encoders.get(kind)
-        if encoder is None:
-            complaint = "no type that comes back the same; an enum or dataclass needs register()"
-            raise Refusal("unserializable", kind, complaint)
-        return encoder
-
     def _enter(self, value: dict[Any, Any] | list[Any], depth: int) -> None:
         if depth > self._max_depth:
             complaint = f"nested deeper than max_depth={self._max_depth}, or contains itself"
@@ -174,6 +179,14 @@ class Marker:
         self._room -= elements
         if self._room < 0:
             raise Refusal("too_large", list, "more elements than max_bytes leaves room for")
+
+
+def _unknown(kind: type) -> Refusal:
+    return Refusal(
+        "unserializable",
+        kind,
+        "no type that comes back the same; an enum or dataclass needs register()",
+    )
 
 
 def tagged(tag: str, mark: Any) -> Any:
