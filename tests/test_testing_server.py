@@ -118,6 +118,11 @@ def test_nobody_else_can_reach_it(server):
         assert server.command("CONFIG", "GET", "bind") == [b"bind", b"127.0.0.1"]
 
 
+def test_ctrl_c_in_the_terminal_is_not_sent_to_it(server):
+    """It would be gone before the program that was interrupted has done its last writes to it."""
+    assert os.getpgid(server.pid) != os.getpgid(0)
+
+
 def test_it_writes_nothing_to_disk(server):
     """A save in the middle of a measurement, or a full disk in CI, helps nobody."""
     assert server.command("CONFIG", "GET", "save") == [b"save", b""]

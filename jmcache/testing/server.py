@@ -297,8 +297,6 @@ class PrivateServer:
         return self._server
 
     def _end(self, how: signal.Signals) -> None:
-        if os.getpid() != self._owner:
-            return
         server = self._server
         if server is not None and server.poll() is None:
             server.send_signal(how)
@@ -329,6 +327,9 @@ class PrivateServer:
         if self._guard is not None:
             self._guard.forget_in_child()
             self._guard = None
+        if self._server is not None:
+            self._server.returncode = 0  # not this process's to wait for, or to warn about
+            self._server = None
 
 
 class _AddressTakenError(RuntimeError):
