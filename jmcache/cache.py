@@ -550,7 +550,7 @@ class LocalCache(Cache):
         if settings is None:
             settings = CacheSettings(memory=True, max_entries=max_entries, ttl=ttl, ttl_jitter=0.0)
         super().__init__(
-            store or LocalStore(settings.max_entries, clock),
+            LocalStore(settings.max_entries, clock) if store is None else store,
             settings,
             monitor=monitor or Monitor(settings.namespace),
             serializer=serializer,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from jmcache.aio import AsyncRedisCache
 from jmcache.cache import Cache, LocalCache, RedisCache, Validate
-from jmcache.circuit_breaker import CircuitBreaker
+from jmcache.circuit_breaker import CircuitBreaker, Transition
 from jmcache.connection import RedisConnectionManager
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError
@@ -24,8 +26,10 @@ from jmcache.settings import CacheSettings
 class _Backend:
     """One Redis as this process sees it: connections, breakers and health, shared by its caches."""
 
-    def __init__(self, settings: CacheSettings) -> None:
-        self.connection = RedisConnectionManager(settings)
+    def __init__(
+        self, settings: CacheSettings, connection: RedisConnectionManager | None = None
+    ) -> None:
+        self.connection = connection or RedisConnectionManager(settings)
         self.outage = OutageLog(settings.endpoint)
         self.write_outage = OutageLog(f"{settings.endpoint} for writes")
         self.breaker = CircuitBreaker(
@@ -126,6 +130,7 @@ class RedisCacheFactory:
         validate: Validate | None = None,
         serializer: RedisSerializer | None = None,
         metrics: Sequence[Metrics] = (),
+        connection: RedisConnectionManager | None = None,
     ) -> Cache:
         """Return a new cache: a RedisCache, or a LocalCache for ``memory://``.
 
@@ -136,6 +141,8 @@ class RedisCacheFactory:
             validate: See Cache.lookup.
             serializer: One that knows the application's enums and dataclasses.
             metrics: Where figures go besides ``stats()``.
+            connection: One to use instead of the shared one, such as
+                ``jmcache.testing.fake_manager()``; closed with the cache.
 
         Raises:
             RedisConfigurationError: A setting cannot work; the message names it.
@@ -146,8 +153,15 @@ class RedisCacheFactory:
             base = cls._default if settings is None else settings
         chosen = _coerce(base, given)
         monitor = Monitor(chosen.namespace, metrics)
-        with cls._lock:
-            backend = cls._acquire(chosen)
+        release: Callable[[], None]
+        backend: _Backend | _LocalBackend
+        if connection is not None:
+            backend = _Backend(chosen, connection)
+            release = backend.close
+        else:
+            with cls._lock:
+                backend = cls._acquire(chosen)
+            release = partial(cls._release, chosen)
         if isinstance(backend, _LocalBackend):
             return LocalCache(
                 settings=chosen,
@@ -155,8 +169,10 @@ class RedisCacheFactory:
                 monitor=monitor,
                 serializer=serializer,
                 validate=validate,
-                on_close=lambda: cls._release(chosen),
+                on_close=release,
             )
+        if metrics:
+            backend.breaker.on_change(_while_alive(monitor.on_change))
         return RedisCache(
             backend.connection,
             chosen,
@@ -173,7 +189,7 @@ class RedisCacheFactory:
             monitor=monitor,
             serializer=serializer,
             validate=validate,
-            on_close=lambda: cls._release(chosen),
+            on_close=release,
         )
 
     @classmethod
@@ -220,6 +236,18 @@ class RedisCacheFactory:
     @classmethod
     def _renew_in_child(cls) -> None:
         cls._lock = threading.Lock()
+
+
+def _while_alive(listener: Callable[[Transition], None]) -> Callable[[Transition], None]:
+    # The breaker outlives the caches on it; it must not keep what they counted.
+    reference = weakref.WeakMethod(listener)
+
+    def tell(transition: Transition) -> None:
+        method = reference()
+        if method is not None:
+            method(transition)
+
+    return tell
 
 
 def _coerce(settings: object, overrides: dict[str, Any]) -> CacheSettings:
