@@ -253,10 +253,10 @@ class Cache:
                     problems.append(error)
             if items:
                 refused = self._ask_to_write(self._store.set_many, items, deadline)
-                problems += [error for error in refused if error is not None]
-            for error in problems[1:]:  # the first is noted with the outcome
-                if isinstance(error, RedisSerializationError):
-                    self._note(error)
+                problems += [problem for problem in refused if problem is not None]
+            for problem in problems[1:]:  # the first is noted with the outcome
+                if isinstance(problem, RedisSerializationError):
+                    self._note(problem)
             if problems:
                 raise problems[0]
             return True

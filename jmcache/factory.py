@@ -256,4 +256,4 @@ def _coerce(settings: object, overrides: dict[str, Any]) -> CacheSettings:
     return CacheSettings.from_object(settings, **overrides)
 
 
-renew_in_child(RedisCacheFactory._renew_in_child)
+renew_in_child(RedisCacheFactory._renew_in_child)  # noqa: SLF001  a classmethod, so here

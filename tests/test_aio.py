@@ -219,7 +219,7 @@ def test_one_adapter_serves_two_event_loops_at_once(real: AsyncRedisCache) -> No
 
 
 def test_one_adapter_serves_one_loop_after_another(real: AsyncRedisCache) -> None:
-    """"Event loop is closed" is what users of native clients know best."""
+    """ "Event loop is closed" is what users of native clients know best."""
     for turn in range(3):
         assert asyncio.run(real.set("k", turn)) is True
         assert asyncio.run(real.get("k")) == turn

@@ -324,14 +324,14 @@ def test_a_model_type_validates(cache: Cache) -> None:
 def test_what_a_validator_raises_besides_is_the_callers(cache: Cache) -> None:
     """Celery's soft time limit is an ordinary Exception and may arrive inside any call of ours."""
 
-    class SoftTimeLimit(Exception):
+    class TimeLimitError(Exception):
         pass
 
     def interrupted(value: object) -> bool:
-        raise SoftTimeLimit
+        raise TimeLimitError
 
     cache.set("k", 1)
-    with pytest.raises(SoftTimeLimit):
+    with pytest.raises(TimeLimitError):
         cache.get("k", validate=interrupted)
     assert cache.get("k") == 1
 

@@ -220,7 +220,9 @@ def test_an_entry_copied_to_another_key_is_corrupt_logged_and_removed(
     assert "yours" not in caplog.text, "a digest, not the key"
 
 
-def test_an_altered_entry_never_reaches_the_caller(server: PrivateServer, cache: RedisCache) -> None:
+def test_an_altered_entry_never_reaches_the_caller(
+    server: PrivateServer, cache: RedisCache
+) -> None:
     """A flipped bit in a score changes who gets the job."""
     cache.set("k", {"score": 1})
     blob = _stored(server, cache, "k")
@@ -297,7 +299,10 @@ def test_a_giant_under_our_name_is_bounded_and_removed(
 ) -> None:
     """64 MB read into a worker, again and again, is an outage of the worker."""
     server.command(
-        "EVAL", "return redis.call('SET', KEYS[1], string.rep('x', 67108864))", "1", _name(cache, "k")
+        "EVAL",
+        "return redis.call('SET', KEYS[1], string.rep('x', 67108864))",
+        "1",
+        _name(cache, "k"),
     )
     started = time.monotonic()
     found = cache.lookup("k")
@@ -364,7 +369,10 @@ def test_the_server_is_asked_once_for_a_refused_login(caplog: pytest.LogCaptureF
 
 def test_a_password_is_used(caplog: pytest.LogCaptureFixture) -> None:
     """The plain case: a server with a password, and settings that have it."""
-    with PrivateServer(password=SECRET) as server, _open(CacheSettings.from_url(server.url)) as cache:
+    with (
+        PrivateServer(password=SECRET) as server,
+        _open(CacheSettings.from_url(server.url)) as cache,
+    ):
         assert cache.set("k", 1) is True
         assert cache.get("k") == 1
     assert SECRET not in caplog.text

@@ -32,7 +32,8 @@ class Part:
 def in_child(work: Callable[[], bool]) -> bool:
     """Fork, and return what *work* returned there; a child that hangs is killed after 10 s."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: forking with threads, on purpose
+        # 3.12 and later warn of forking with threads, which is the point here.
+        warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         signal.alarm(10)
@@ -101,7 +102,7 @@ def _locks(thing: Any, seen: set[int]) -> Iterator[tuple[Any, str]]:
 
 
 def test_a_child_works_whatever_lock_was_held_at_the_fork(cache: RedisCache) -> None:
-    """Gunicorn and Celery fork from a process whose threads are busy: one held lock, one dead worker."""
+    """Gunicorn and Celery fork from a busy process: one held lock would be one dead worker."""
     cache.set("k", 1)
     cache.stats()
     held = list(_locks(cache, set()))
