@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from jmcache.settings import CacheSettings
 from jmcache.testing import ManualClock, PrivateServer, RedisServerNotFound
+
+# On a busy machine any single example may take long, which says nothing about the code.
+hypothesis.settings.register_profile("jmcache", deadline=None)
+hypothesis.settings.load_profile("jmcache")
 
 SERVER_FIXTURES = frozenset({"redis_server", "tcp_server", "settings"})
 
