@@ -8,11 +8,13 @@ for a fresh start in the child.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
 
 # In the order of registration, so that a part is renewed before what was built on it.
 _renewals: list[weakref.WeakMethod[Callable[[], None]]] = []
+_lock = threading.Lock()  # guards _renewals
 
 
 def renew_in_child(renew: Callable[[], None]) -> None:
@@ -21,11 +23,14 @@ def renew_in_child(renew: Callable[[], None]) -> None:
     Held weakly: an object that nobody uses any more is not kept alive. *renew* runs in the only
     thread of the child; it must replace locks, never take them.
     """
-    _renewals[:] = [known for known in _renewals if known() is not None]
-    _renewals.append(weakref.WeakMethod(renew))
+    with _lock:
+        _renewals[:] = [known for known in _renewals if known() is not None]
+        _renewals.append(weakref.WeakMethod(renew))
 
 
 def _renew_all() -> None:
+    global _lock
+    _lock = threading.Lock()
     for reference in tuple(_renewals):
         renew = reference()
         if renew is not None:

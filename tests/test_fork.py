@@ -9,11 +9,12 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from jmcache import CacheSettings, RedisCache, RedisCacheFactory
+from jmcache import CacheSettings, RedisCache, RedisCacheFactory, fork
 from jmcache.fork import renew_in_child
 from jmcache.testing import PrivateServer
 
@@ -59,6 +60,27 @@ def test_a_part_is_renewed_in_the_child_and_not_in_the_parent() -> None:
     part.lock.acquire()
     assert in_child(lambda: not part.lock.locked())
     assert part.lock.locked()
+
+
+def test_parts_registered_by_many_threads_at_once_are_all_renewed() -> None:
+    """The first requests of a service build its caches together; one forgotten lock is enough."""
+    start = threading.Barrier(8)
+
+    def make(_: int) -> list[Part]:
+        start.wait(timeout=10)
+        return [Part() for _ in range(50)]
+
+    with ThreadPoolExecutor(8) as threads:
+        parts = [part for made in threads.map(make, range(8)) for part in made]
+    for part in parts:
+        part.lock.acquire()
+    assert in_child(lambda: not any(part.lock.locked() for part in parts))
+
+
+def test_a_child_can_register_though_another_thread_did_at_the_fork() -> None:
+    """A worker that makes its cache after the fork would hang in its first line."""
+    with fork._lock:
+        assert in_child(lambda: Part() is not None)
 
 
 def test_registering_keeps_nothing_alive() -> None:
