@@ -1,10 +1,14 @@
 """The only place that speaks to Redis, and the only one that imports redis-py.
 
-_manager    the verbs, and one exchange: borrow, send, read whole, give back
-_pool       connections and who has them
-_socket     every wait cut to the deadline
-_resolver   names to addresses within the deadline
-_translate  their errors into ours
+_manager     the verbs, and one exchange: borrow, send, read whole, give back
+_pool        connections and who has them
+_connection  one connection: opening it, one exchange over it
+_socket      every wait cut to the deadline
+_tls         whom to trust
+_resolver    a name to addresses within the deadline
+_wire        commands
+_replies     replies, strictly
+_translate   their errors into ours
 """
 
 from jmcache.connection._manager import PoolUsage, RedisConnectionManager

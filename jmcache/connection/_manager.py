@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from jmcache.connection._resolver import Resolver
-from jmcache.connection._wire import PING, pack, pack_get, pack_set
+from jmcache.connection._tls import Tls
+from jmcache.connection._wire import (
+    NUMBER,
+    OK,
+    PING,
+    PONG,
+    VALUE,
+    pack,
+    pack_get,
+    pack_set,
+    values,
+)
 from jmcache.deadline import Deadline
 from jmcache.errors import (
     RedisClosedError,
@@ -28,6 +39,9 @@ if TYPE_CHECKING:
 _HEAD_ROOM = 64 * 1024  # bytes of a reply beside its values: heads, tags, and one read too many
 _FAIR_ASK_S = 0.05  # a server that is well answers within this; less time proves nothing
 
+# After these the other connections are suspect too: the name may point to another server by now,
+# which idle ones would never find out, and one answer out of step may not be the only one.
+_DROPPING = (RedisReadOnlyError, RedisNotReadyError, RedisMisconfiguredError, RedisProtocolError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +78,18 @@ class RedisConnectionManager:
             connection_options: Its further arguments.
         """
         # redis-py takes 0.15 s to import: paid here, neither by `import jmcache` nor by a call.
-        from jmcache.connection import _pool, _translate
+        from jmcache.connection import _connection, _pool, _translate
 
         self._settings = settings
         self._absorbed = _translate.ABSORBED
+        self._is_foreign = _translate.is_foreign
         self._translate = _translate.translate
         self._make_pool = _pool.Pool
         if connection_class is None:
             self._connection_class, self._options = _native(settings)
         else:
             self._connection_class = type(
-                connection_class.__name__, (_pool.Exchanging, connection_class), {}
+                connection_class.__name__, (_connection.Exchanging, connection_class), {}
             )
             self._options = dict(connection_options or {})
         self._options |= {
@@ -102,23 +117,20 @@ class RedisConnectionManager:
 
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
         """Return what is stored under *name*, or None."""
-        reply = self._ask(pack_get(name), deadline)
-        if reply is None or type(reply) is bytes:
-            return reply
-        self._out_of_step()
+        value: bytes | None = self._ask(pack_get(name), VALUE, deadline)
+        return value
 
     def get_many(self, names: Sequence[bytes], deadline: Deadline) -> list[bytes | None]:
         """Return what is stored under each of *names*, in their order, in one round trip."""
-        reply = self._ask(pack(b"MGET", *names), deadline, values=len(names))
-        if type(reply) is list and len(reply) == len(names):
-            if all(blob is None or type(blob) is bytes for blob in reply):
-                return reply
-        self._out_of_step()
+        if not names:
+            return []
+        count = len(names)
+        found: list[bytes | None] = self._ask(pack(b"MGET", *names), values(count), deadline, count)
+        return found
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
         """Store *blob* under *name* for *ttl_ms* milliseconds."""
-        if self._ask(pack_set(name, blob, ttl_ms), deadline) != b"OK":
-            self._out_of_step()
+        self._ask(pack_set(name, blob, ttl_ms), OK, deadline)
 
     def set_many(
         self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
@@ -128,29 +140,24 @@ class RedisConnectionManager:
         Returns:
             For each item None when it was stored, or why Redis refused that one.
         """
+        if not items:
+            return []
         packed = b"".join([pack_set(*item) for item in items])
-        problems: list[RedisError | None] = []
-        for reply in self._exchange(packed, len(items), deadline, 1):
-            if isinstance(reply, Exception):
-                problems.append(self._absorb(reply))
-            elif reply == b"OK":
-                problems.append(None)
-            else:
-                self._out_of_step()
-        return problems
+        replies = self._exchange(packed, OK, len(items), deadline)
+        return [
+            self._suspect(self._translate(reply)) if isinstance(reply, Exception) else None
+            for reply in replies
+        ]
 
     def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
         """Remove *names*; return how many of them were there."""
-        reply = self._ask(pack(b"UNLINK", *names), deadline)
-        if type(reply) is int:
-            return reply
-        self._out_of_step()
+        removed: int = self._ask(pack(b"UNLINK", *names), NUMBER, deadline) if names else 0
+        return removed
 
     def ping(self, deadline: Deadline) -> None:
         """Ask for a sign of life. A server that forbids PING has given one."""
         try:
-            if self._ask(PING, deadline) != b"PONG":
-                self._out_of_step()
+            self._ask(PING, PONG, deadline)
         except RedisMisconfiguredError as error:
             if error.reason != "noperm":
                 raise
@@ -172,73 +179,79 @@ class RedisConnectionManager:
     def close(self) -> None:
         """Close all connections, those in use after their exchange. Idempotent, never blocks."""
         self._closed = True
-        self._pool.drop()
+        self._pool.close()
 
-    def _ask(self, packed: bytes, deadline: Deadline, values: int = 1) -> Any:
-        reply = self._exchange(packed, 1, deadline, values)[0]
+    def _ask(self, packed: bytes, asked: bytes, deadline: Deadline, count: int = 1) -> Any:
+        reply = self._exchange(packed, asked, 1, deadline, count)[0]
         if isinstance(reply, Exception):
-            raise self._absorb(reply) from reply
+            raise self._suspect(self._translate(reply)) from reply
         return reply
 
-    def _exchange(self, packed: bytes, replies: int, deadline: Deadline, values: int) -> list[Any]:
+    def _exchange(
+        self, packed: bytes, asked: bytes, replies: int, deadline: Deadline, count: int = 1
+    ) -> list[Any]:
         if self._closed:
             raise RedisClosedError("the connection manager is closed")
         pool = self._pool
-        connection = pool.borrow(deadline)
-        began_with_s = deadline.remaining()
-        whole = False
+        loan: list[Any] = []
+        clean = False  # nothing of an exchange is on its way
+        left_s = 0.0
         try:
-            answers: list[Any] = connection.exchange(
-                packed, replies, deadline, values * self._value_room
-            )
-            whole = True
+            try:
+                left_s = pool.borrow(loan, deadline)
+                if left_s <= 0.0:
+                    clean = True
+                    raise RedisTimeoutError("the deadline is over")
+                answers: list[Any] = loan[0].exchange(
+                    packed, asked, replies, deadline, count * self._value_room
+                )
+                clean = True
+            finally:
+                if clean:
+                    pool.give_back(loan)
+                else:
+                    pool.discard(loan)
+        except RedisError as error:
+            if type(error) is RedisTimeoutError and left_s < self._fair_ask_s:
+                raise RedisHurriedError("too little time was left to ask Redis") from error
+            self._suspect(error)
+            raise
         except self._absorbed as error:
-            raise self._judge(self._absorb(error), began_with_s) from error
+            if self._is_foreign(error):
+                raise
+            raise self._suspect(self._translate(error)) from error
         finally:
-            if whole:
-                pool.give_back(connection)
-            else:
-                pool.discard(connection)
+            if loan:  # interrupted in the lines that were to empty it
+                pool.discard(loan)
         return answers
 
-    def _judge(self, error: RedisError, began_with_s: float) -> RedisError:
-        if type(error) is RedisTimeoutError and began_with_s < self._fair_ask_s:
-            return RedisHurriedError("the deadline was nearly over before Redis was asked")
-        return error
-
-    def _absorb(self, error: Exception) -> RedisError:
-        ours = self._translate(error)
-        if isinstance(ours, (RedisReadOnlyError, RedisNotReadyError, RedisMisconfiguredError)):
-            # The name may point to another server by now; idle connections would never find out.
+    def _suspect(self, error: RedisError) -> RedisError:
+        if isinstance(error, _DROPPING) and error.reason != "noperm":
             self.drop_connections()
-        return ours
-
-    def _out_of_step(self) -> NoReturn:
-        # Whole, but no answer to what was asked: another exchange's. All of them are suspect.
-        self.drop_connections()
-        raise RedisProtocolError("the reply is of a kind that was not asked for")
+        return error
 
 
 def _native(settings: CacheSettings) -> tuple[type, dict[str, Any]]:
-    from jmcache.connection import _pool
+    from jmcache.connection import _connection
 
-    if settings.unix_socket_path is not None:
-        return _pool.UnixConnection, {
-            "path": settings.unix_socket_path,
-            "connect_timeout_s": settings.connection_timeout,
-        }
     options: dict[str, Any] = {
+        "open_within_s": settings.connection_timeout,
+        "socket_read_size": 1,  # of redis-py's own reader, which is not used
+    }
+    if settings.unix_socket_path is not None:
+        return _connection.UnixConnection, options | {"path": settings.unix_socket_path}
+    tls = None
+    if settings.tls:
+        tls = Tls(
+            ca_certs=settings.tls_ca_certs,
+            certfile=settings.tls_certfile,
+            keyfile=settings.tls_keyfile,
+            verify=settings.tls_verify,
+            check_hostname=settings.tls_check_hostname,
+        )
+    return _connection.TcpConnection, options | {
         "host": settings.host,
         "port": settings.port,
-        "connect_timeout_s": settings.connection_timeout,
-        "resolver": Resolver(),
-    }
-    if not settings.tls:
-        return _pool.TcpConnection, options
-    return _pool.TlsConnection, options | {
-        "ssl_cert_reqs": "required" if settings.tls_verify else "none",
-        "ssl_check_hostname": settings.tls_verify and settings.tls_check_hostname,
-        "ssl_ca_certs": settings.tls_ca_certs,
-        "ssl_certfile": settings.tls_certfile,
-        "ssl_keyfile": settings.tls_keyfile,
+        "resolver": Resolver(settings.host, settings.port),
+        "tls": tls,
     }

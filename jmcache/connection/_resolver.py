@@ -1,115 +1,118 @@
-"""Host names to addresses, within a deadline.
+"""A host name to addresses, within a deadline.
 
 The operating system's look-up knows no timeout (10 to 28 s were measured for a name server that is
-silent), so it runs on a daemon thread of its own, at most one per name, and the caller waits as
-long as its deadline allows. When it is late, the addresses that worked last serve on.
+silent), so it runs on a thread of its own, one at a time, and the caller waits as long as its
+deadline allows. When it is late, or fails, the addresses that it found last serve on.
 """
 
 from __future__ import annotations
 
+import _thread
 import socket
 import threading
-from dataclasses import dataclass, field
+from typing import Any
 
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisConnectionError
 from jmcache.fork import renew_in_child
 
-Address = tuple[socket.AddressFamily, tuple[str | int, ...]]
+Found = list[tuple[int, tuple[Any, ...]]]  # (address family, socket address)
 
 _LOOK_AGAIN_S = 0.02  # an interrupted waiter may keep the gate shut; nobody waits longer for it
 _SHARE_WITH_SPARE = 0.5  # of the deadline, when older addresses are at hand
 
 
-@dataclass(eq=False)
 class _LookUp:
-    """One look-up under way. The gate is shut until it has ended."""
+    """One look-up. The gate is shut until it has ended."""
 
-    thread: threading.Thread | None = None
-    gate: threading.Lock = field(default_factory=threading.Lock)
-    ended: bool = False
-    addresses: list[Address] = field(default_factory=list)
-    problem: str = ""
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.ended = False
+        self.found: Found = []
+        self.problem = "no answer in time"
 
 
 class Resolver:
-    """Looks names up for connections. Thread-safe; a forked child starts with none of its state."""
+    """Looks up one host for connections. Thread-safe; a forked child starts with nothing known."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str, port: int) -> None:
+        """Look nothing up yet. A host that is an address already never will be."""
+        self._host = host
+        self._port = port
+        self._literal = _literal(host, port)
         self._renew_in_child()
         renew_in_child(self._renew_in_child)
 
     def _renew_in_child(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: dict[tuple[str, int], _LookUp] = {}  # guarded by _lock
-        self._last_good: dict[tuple[str, int], list[Address]] = {}  # guarded by _lock
+        self._under_way: _LookUp | None = None  # guarded by _lock
+        self._last_found: Found = []  # replaced as a whole
 
-    def addresses(self, host: str, port: int, deadline: Deadline) -> list[Address]:
-        """Return at least one address of *host*.
+    def addresses(self, deadline: Deadline) -> Found:
+        """Return the addresses of the host, at least one.
 
         Raises:
             RedisConnectionError: The name is unknown, or its look-up did not end in time;
                 reason "dns".
         """
-        for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                socket.inet_pton(family, host)
-            except OSError:
-                continue
-            return [(family, (host, port))]
-
-        look_up = self._start(host, port)
-        with self._lock:
-            spare = self._last_good.get((host, port))
+        if self._literal:
+            return self._literal
+        look_up = self._start()
+        spare = self._last_found
         wait_s = deadline.remaining() * (_SHARE_WITH_SPARE if spare else 1.0)
         if wait_s > 0.0:
-            self._wait(look_up, Deadline(wait_s))
-        if look_up.addresses:
-            return look_up.addresses
-        if spare:
-            return spare
-        problem = look_up.problem or "no answer in time"
-        raise RedisConnectionError(f"host: its name could not be looked up: {problem}", reason="dns")
-
-    def _start(self, host: str, port: int) -> _LookUp:
-        with self._lock:
-            under_way = self._under_way.get((host, port))
-            # One whose starter was interrupted before the start has no living thread: not joined.
-            if under_way is not None and under_way.thread and under_way.thread.is_alive():
-                return under_way
-            look_up = _LookUp()
-            look_up.gate.acquire()
-            look_up.thread = threading.Thread(
-                target=self._run, args=(look_up, host, port), name="jmcache-dns", daemon=True
+            _wait(look_up, Deadline(wait_s))
+        found = look_up.found or spare
+        if not found:
+            raise RedisConnectionError(
+                f"host: its name could not be looked up: {look_up.problem}", reason="dns"
             )
-            self._under_way[host, port] = look_up
-        try:
-            look_up.thread.start()
-        except RuntimeError as error:  # no thread to be had: rather no connection than a long wait
-            look_up.problem = str(error)
-            self._finish(look_up, host, port)
+        return found
+
+    def _start(self) -> _LookUp:
+        with self._lock:
+            if self._under_way is not None:
+                return self._under_way
+            look_up = _LookUp()
+            try:
+                # Not threading's Thread: to start one waits in a way that a signal handler's
+                # exception leaves locked.
+                _thread.start_new_thread(self._run, (look_up,))
+            except RuntimeError as error:  # no thread is to be had
+                look_up.problem = str(error)
+                look_up.ended = True
+            else:
+                self._under_way = look_up  # its end waits for the lock
         return look_up
 
-    @staticmethod
-    def _wait(look_up: _LookUp, deadline: Deadline) -> None:
-        while not look_up.ended and not deadline.expired:
-            if look_up.gate.acquire(timeout=min(_LOOK_AGAIN_S, deadline.remaining())):
-                look_up.gate.release()
-
-    def _run(self, look_up: _LookUp, host: str, port: int) -> None:
+    def _run(self, look_up: _LookUp) -> None:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            look_up.addresses = [(family, address) for family, _, _, _, address in found]
+            answers = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            look_up.found = [(family, address) for family, _, _, _, address in answers]
         except (OSError, UnicodeError) as error:
             look_up.problem = type(error).__name__
         finally:
-            self._finish(look_up, host, port)
+            with self._lock:
+                if look_up.found:
+                    self._last_found = look_up.found
+                if self._under_way is look_up:
+                    self._under_way = None
+            look_up.ended = True
+            look_up.gate.release()
 
-    def _finish(self, look_up: _LookUp, host: str, port: int) -> None:
-        with self._lock:
-            if look_up.addresses:
-                self._last_good[host, port] = look_up.addresses
-            if self._under_way.get((host, port)) is look_up:
-                del self._under_way[host, port]
-        look_up.ended = True
-        look_up.gate.release()
+
+def _literal(host: str, port: int) -> Found:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return [(family, (host, port))]
+    return []
+
+
+def _wait(look_up: _LookUp, deadline: Deadline) -> None:
+    while not look_up.ended and not deadline.expired:
+        if look_up.gate.acquire(timeout=min(_LOOK_AGAIN_S, deadline.remaining())):
+            look_up.gate.release()

@@ -1,86 +1,121 @@
 """A socket whose every wait is cut to what is left of a deadline.
 
 A socket's own timeout starts anew with each recv, so a server that drips bytes outlives it (41 s
-were measured with a timeout of 0.25 s). redis-py's parsers see a socket with the few methods they
-call; the deadline and the number of bytes still welcome are set for each exchange.
+were measured with a timeout of 0.25 s). This one waits in poll only, which is told what is left.
+No timeout of Python's own is set, so a plain TimeoutError can only be one that a signal handler of
+the application raised, which is not ours to take for a slow server.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
+from errno import EINPROGRESS
+from typing import Any
 
+from jmcache.connection._translate import is_foreign
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisCorruptEntryError
+from jmcache.errors import RedisTimeoutError
 
-_TLS_CHUNK = 16 * 1024  # bytes; one TLS record, so that no single send outlives the deadline
+Address = tuple[Any, ...] | str
 
 
 class DeadlineSocket:
-    """Wraps a connected socket. Used by one thread at a time, as a connection is."""
+    """A stream socket. Used by one thread at a time, as a connection is."""
 
-    __slots__ = ("_deadline", "_poll", "_room", "_sock", "_tls")
+    __slots__ = ("_deadline", "_poll", "_sock", "_tls")
 
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
-        self._sock = sock
-        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+    def __init__(self, family: int, deadline: Deadline) -> None:
+        """Make one that is not connected yet."""
+        self._sock = socket.socket(family, socket.SOCK_STREAM)
+        self._tls: ssl.SSLSocket | None = None
+        self._sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._poll = select.poll()
-        self._poll.register(sock.fileno(), select.POLLIN)
-        self.begin(deadline, room=64 * 1024)
+        self._poll.register(self._sock.fileno(), select.POLLIN)
+        self.begin(deadline)
 
-    def begin(self, deadline: Deadline, room: int) -> None:
-        """Start an exchange: wait no longer than *deadline*, take no more than *room* bytes."""
+    def begin(self, deadline: Deadline) -> None:
+        """From now on, wait no longer than *deadline*."""
         self._deadline = deadline
-        self._room = room
+
+    def connect(self, address: Address) -> None:
+        """Connect, or raise the system's OSError or RedisTimeoutError."""
+        problem = self._sock.connect_ex(address)
+        if problem == EINPROGRESS:
+            self._await(select.POLLOUT)
+            problem = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if problem:
+            raise OSError(problem, os.strerror(problem))
+
+    def secure(self, context: ssl.SSLContext, host: str) -> None:
+        """Speak TLS from now on, with a server that *context* trusts to be *host*."""
+        self._sock = self._tls = context.wrap_socket(
+            self._sock, server_hostname=host, do_handshake_on_connect=False
+        )
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._await(select.POLLIN)
+            except ssl.SSLWantWriteError:
+                self._await(select.POLLOUT)
+            else:
+                return
 
     def readable(self) -> bool:
         """True when bytes, or the end of the stream, are waiting. Never blocks."""
         return bool(self._poll.poll(0)) or (self._tls is not None and self._tls.pending() > 0)
 
     def recv(self, size: int) -> bytes:
-        self._cut_wait()
-        data = self._sock.recv(size)
-        self._count(len(data))
-        return data
-
-    def recv_into(self, buffer: bytearray) -> int:
-        self._cut_wait()
-        size = self._sock.recv_into(buffer)
-        self._count(size)
-        return size
+        """Wait for at least one byte and return at most *size*; b"" is the end of the stream."""
+        while True:
+            if self._tls is None or not self._tls.pending():
+                self._await(select.POLLIN)
+            try:
+                return self._sock.recv(size)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                continue
+            except ssl.SSLWantWriteError:
+                self._await(select.POLLOUT)
 
     def sendall(self, data: bytes) -> None:
-        if self._tls is None:
-            self._cut_wait()
-            self._sock.sendall(data)  # counts one timeout for all of it
-            return
-        view = memoryview(data)
-        while view:
-            self._cut_wait()
-            view = view[self._sock.send(view[:_TLS_CHUNK]) :]
+        """Hand all of *data* to the system."""
+        rest: bytes | memoryview = data
+        while True:
+            waits_for = select.POLLOUT
+            try:
+                sent = self._sock.send(rest)
+                if sent == len(rest):
+                    return
+                rest = memoryview(rest)[sent:]
+            except ssl.SSLWantReadError:
+                waits_for = select.POLLIN
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                pass
+            self._await(waits_for)
 
-    def settimeout(self, _seconds: float | None) -> None:
-        """Ignored: here the deadline rules, whatever redis-py would set."""
+    def close(self, *, shut_down: bool) -> None:
+        """Close it. With *shut_down* also for the server and for processes that inherited it."""
+        try:
+            if shut_down:
+                self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:  # not connected any more
+            if is_foreign(error):
+                raise
+        finally:
+            self._sock.close()
 
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def shutdown(self, how: int) -> None:
-        self._sock.shutdown(how)
-
-    def close(self) -> None:
-        self._sock.close()
-
-    def _cut_wait(self) -> None:
-        left = self._deadline.remaining()
-        if left <= 0.0:
-            raise TimeoutError("the deadline is over")
-        self._sock.settimeout(left)
-
-    def _count(self, size: int) -> None:
-        self._room -= size
-        if self._room < 0:
-            raise RedisCorruptEntryError(
-                "the reply is larger than any value of ours", reason="too_large"
-            )
+    def _await(self, event: int) -> None:
+        poll = self._poll
+        if event != select.POLLIN:
+            poll = select.poll()
+            poll.register(self._sock.fileno(), event)
+        left_s = self._deadline.remaining()
+        # poll rounds up to whole milliseconds: when it comes back empty, the deadline is over.
+        if left_s <= 0.0 or not poll.poll(left_s * 1000):
+            raise RedisTimeoutError("no answer within the deadline")

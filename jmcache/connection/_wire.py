@@ -1,10 +1,16 @@
-"""Commands as Redis reads them (RESP2).
+"""Commands as Redis reads them (RESP2), and the heads of the replies to them.
 
 Our own few lines, because hiredis's packer crashes the process when a signal handler raises while
 it converts a number; it is never used. Bytes only.
 """
 
 from __future__ import annotations
+
+# What a reply must be: one of these, values(n), or an error.
+VALUE = b"$"  # bytes or nothing
+NUMBER = b":"
+OK = b"+OK"
+PONG = b"+PONG"
 
 PING = b"*1\r\n$4\r\nPING\r\n"
 
@@ -26,3 +32,8 @@ def pack_set(name: bytes, blob: bytes, ttl_ms: int) -> bytes:
     """Return SET with a TTL in milliseconds; there is none without."""
     ttl = b"%d" % ttl_ms
     return _SET % (len(name), name, len(blob), blob, len(ttl), ttl)
+
+
+def values(count: int) -> bytes:
+    """Return what a reply must be that is a list of *count* values."""
+    return b"*%d" % count

@@ -1,0 +1,127 @@
+"""Replies as Redis writes them (RESP2), read strictly: the one that was asked for, or none.
+
+redis-py's parsers take whatever comes, and hiredis reserves what a head announces: `*2147483647`
+was 16 GB and 13 s. Here each head is held against what was asked for before anything is reserved,
+and bytes that nobody asked for are seen. No error's text shows a byte of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import redis
+
+from jmcache.connection._wire import NUMBER, VALUE
+from jmcache.errors import RedisConnectionError, RedisCorruptEntryError, RedisProtocolError
+
+Reply = bytes | int | list[bytes | None] | redis.ResponseError | None
+
+_END = b"\r\n"
+_ERROR, _LIST = b"-*"
+_LONGEST_HEAD = 32  # bytes; of any head but an error's, which is its text
+_LONGEST_ERROR = 16 * 1024  # bytes
+_CHUNK = 64 * 1024  # bytes a read reserves, whatever size was announced
+
+
+class Replies:
+    """Reads one connection. Used by one thread at a time; of no use after any exception."""
+
+    __slots__ = ("_at", "_data", "_recv", "_room")
+
+    def __init__(self, recv: Callable[[int], bytes]) -> None:
+        """Read from *recv*, which is given a number of bytes and returns b"" at the end."""
+        self._recv = recv
+        self._data = b""
+        self._at = 0  # of _data was read
+        self._room = 0  # bytes that values may still have
+
+    @property
+    def unread(self) -> bool:
+        """True when more came than was asked for."""
+        return self._at < len(self._data)
+
+    def begin(self, room: int) -> None:
+        """Start an exchange whose values have at most *room* bytes together."""
+        self._room = room
+
+    def read(self, asked: bytes) -> Reply:
+        """Return one whole reply, *asked* as _wire says. Redis's errors are returned, not raised.
+
+        Raises:
+            RedisProtocolError: It is another one than was asked for.
+            RedisCorruptEntryError: There is no room for its values; reason "too_large".
+            RedisConnectionError: It ended before it was whole; reason "eof".
+        """
+        head = self._head(asked[:1])
+        if head[0] == _ERROR:
+            return redis.ResponseError(_without_arguments(head))
+        if asked == VALUE:
+            return self._value(head)
+        if asked == NUMBER:
+            return _number(head)
+        if head != asked:
+            raise _out_of_step()
+        if head[0] == _LIST:
+            return [self._value(self._head(VALUE)) for _ in range(_number(head))]
+        return head[1:]
+
+    def _head(self, kind: bytes) -> bytes:
+        data, at = self._data, self._at
+        while True:
+            end = data.find(_END, at)
+            length = (len(data) if end < 0 else end) - at
+            first = data[at : at + 1]
+            if first == kind:
+                whole = length <= _LONGEST_HEAD
+            else:
+                whole = first in (b"-", b"") and length <= _LONGEST_ERROR
+            if not whole:
+                raise _out_of_step()
+            if end >= 0:
+                self._data, self._at = data, end + len(_END)
+                return data[at:end]
+            data, at = data[at:] + self._more(), 0
+
+    def _value(self, head: bytes) -> bytes | None:
+        if head == b"$-1":
+            return None
+        size = _number(head)
+        self._room -= size
+        if self._room < 0:
+            raise RedisCorruptEntryError(
+                "the reply is larger than any value of ours", reason="too_large"
+            )
+        missing = self._at + size + len(_END) - len(self._data)
+        if missing > 0:
+            parts = [self._data[self._at :]]
+            while missing > 0:
+                parts.append(self._more())
+                missing -= len(parts[-1])
+            self._data, self._at = b"".join(parts), 0
+        start, end = self._at, self._at + size
+        if not self._data.startswith(_END, end):
+            raise _out_of_step()
+        self._at = end + len(_END)
+        return self._data[start:end]
+
+    def _more(self) -> bytes:
+        data = self._recv(_CHUNK)
+        if not data:
+            raise RedisConnectionError("Redis closed the connection", reason="eof")
+        return data
+
+
+def _number(head: bytes) -> int:
+    digits = head[1:]
+    if not digits.isdigit() or head[0] == _ERROR:  # an error where a value was asked for
+        raise _out_of_step()
+    return int(digits)
+
+
+def _without_arguments(head: bytes) -> str:
+    # Redis quotes the arguments of a command it does not know: passwords, names, values.
+    return head[1:].decode("utf-8", "replace").partition(", with args beginning with")[0]
+
+
+def _out_of_step() -> RedisProtocolError:
+    return RedisProtocolError("the reply is none that was asked for")
