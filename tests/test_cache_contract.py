@@ -86,7 +86,7 @@ def test_what_was_set_is_what_get_returns(cache: Cache) -> None:
         [],
         {},
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_value_comes_back_with_its_type(cache: Cache, value: object) -> None:
     """A tuple that comes back as a list breaks code that used the old cache."""
