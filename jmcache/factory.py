@@ -23,6 +23,9 @@ from jmcache.serialization import RedisSerializer
 from jmcache.settings import CacheSettings
 
 
+_PROBE_S = 1.0  # at most; with the rest between probes it keeps "back within 2 s"
+
+
 class _Backend:
     """One Redis as this process sees it: connections, breakers and health, shared by its caches."""
 
@@ -47,7 +50,7 @@ class _Backend:
             interval=settings.health_check_interval,
         )
         self.users = 0  # guarded by the factory's lock
-        self._probe_timeout_s = settings.connection_timeout
+        self._probe_timeout_s = min(settings.connection_timeout, _PROBE_S)
         self.breaker.on_change(self.outage.on_change)
         self.breaker.on_change(lambda transition: self.health.ring())
         self.write_breaker.on_change(self.write_outage.on_change)

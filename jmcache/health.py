@@ -186,6 +186,7 @@ class HealthThread:
         early_s = self._probed_at + self._open_interval / 2 - self._clock()
         if early_s > 0.0:
             return early_s
+        began = self._clock()
         try:
             quick = self._look()
         except BaseException:
@@ -198,7 +199,10 @@ class HealthThread:
         self._probed_at = self._clock()
         if not quick:
             return self._interval
-        return self._open_interval * (1.0 + JITTER * (2.0 * self._rand() - 1.0))
+        # From one beginning to the next: a probe that hung is part of the rest, or Redis would be
+        # found back as much later.
+        period_s = self._open_interval * (1.0 + JITTER * (2.0 * self._rand() - 1.0))
+        return max(0.0, period_s - (self._probed_at - began))
 
     def _look(self) -> bool:
         """Probe; return whether to probe again soon."""

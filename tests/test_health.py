@@ -124,6 +124,17 @@ def test_it_probes_again_and_again_while_closed(
         server.await_probe()
 
 
+def test_while_closed_it_rests_a_whole_interval_also_before_the_first_probe(
+    make: Callable[..., HealthThread], server: Server
+) -> None:
+    """Every worker that starts, or is healthy, would ask Redis for nothing."""
+    health = make(interval=30.0, open_interval=1.0)
+    assert health._step(health._turn) == 30.0
+    assert server.probes == 0
+    assert health._step(health._turn) == 30.0
+    assert server.probes == 1
+
+
 def test_it_goes_over_to_the_quick_rhythm_when_the_breaker_opens(
     make: Callable[..., HealthThread], server: Server
 ) -> None:
@@ -141,11 +152,24 @@ def test_the_quick_rhythm_is_spread_by_a_quarter(
     make: Callable[..., HealthThread], server: Server, dice: float, rest_s: float
 ) -> None:
     """A hundred replicas that lost Redis together must not come back as one wave."""
-    health = make(open_interval=1.0, rand=lambda: dice)
+    health = make(open_interval=1.0, rand=lambda: dice, clock=ManualClock())
     server.open = True
     health._step(health._turn)  # begins
     assert health._step(health._turn) == pytest.approx(rest_s)
     assert server.probes == 1
+
+
+def test_a_probe_that_hung_is_part_of_the_rest(server: Server) -> None:
+    """Redis would be found back as much later as the probe before had hung."""
+    clock = ManualClock()
+
+    def hang() -> None:
+        clock.advance(0.6)
+        raise RedisTimeoutError
+
+    health = HealthThread(hang, lambda: True, open_interval=1.0, rand=lambda: 0.5, clock=clock)
+    health._step(health._turn)  # begins
+    assert health._step(health._turn) == pytest.approx(0.4)
 
 
 def test_however_often_it_rings_half_an_open_interval_lies_between_probes(
@@ -260,14 +284,15 @@ def test_start_may_be_called_on_every_operation_and_starts_one_thread(
 
 
 def test_stop_ends_it_at_once_and_for_good(
-    make: Callable[..., HealthThread], server: Server
+    make: Callable[..., HealthThread], server: Server, clock: ManualClock
 ) -> None:
     """A get that comes just after close would leave a thread behind in every closed cache."""
-    health = make()
+    health = make(clock=clock)
     start_and_probe(health, server)
     health.stop()
     health.stop()
     assert health_threads() == []
+    clock.advance(5.0)
     health.start()
     assert not health.running
     assert health_threads() == []
