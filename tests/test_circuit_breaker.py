@@ -600,6 +600,26 @@ def test_no_failure_is_lost_between_threads(clock):
     assert breaker.failures == 40
 
 
+def test_call_that_finds_the_breaker_closed_after_all_is_no_probe():
+    """B1, B5: the probe closed it between a caller's look and its turn at the lock."""
+
+    class Interrupting(ManualClock):
+        meanwhile: Callable[[], object] | None = None
+
+        def __call__(self) -> float:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            return super().__call__()
+
+    clock = Interrupting()
+    breaker = CircuitBreaker(3, 30.0, 1, clock)
+    time_is_over(breaker, clock)
+    clock.meanwhile = lambda: breaker.probe(end_in, "success")
+    run(breaker.call, end_in, "failure")
+    assert (breaker.state, breaker.failures) == (CLOSED, 1)
+
+
 # By hand ----------------------------------------------------------------------------------------
 
 
@@ -1116,6 +1136,44 @@ def test_child_forked_while_a_thread_holds_the_lock_begins_closed(breaker, clock
     assert breaker.state is HALF_OPEN  # the parent's is as it was
 
 
+def test_child_forked_while_listeners_are_told_tells_its_own_news_and_no_other(breaker):
+    """Its outage log would stay silent for ever, or begin with the parent's outage."""
+    parent = os.getpid()
+    entered, go = threading.Event(), threading.Event()
+    told: list[CircuitState] = []
+
+    def listener(transition: Transition) -> None:
+        told.append(transition.after)
+        if os.getpid() == parent and not entered.is_set():
+            entered.set()
+            assert go.wait(WAIT_S)
+
+    breaker.on_change(listener)
+    teller = threading.Thread(target=run, args=(breaker.call, end_in, "fatal"))
+    teller.start()
+    assert entered.wait(WAIT_S)
+    breaker.probe(end_in, "success")  # two changes that wait to be told
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            verdict = 1
+            try:
+                signal.alarm(WAIT_S)
+                told.clear()
+                trip(breaker)
+                verdict = 0 if told == [OPEN] else 1
+            finally:
+                os._exit(verdict)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        go.set()
+        teller.join(WAIT_S)
+    assert told == [OPEN, HALF_OPEN, CLOSED]
+
+
 def test_call_that_forks_reports_to_neither_breaker_twice(breaker, clock):
     """multiprocessing from within a cached loader: the child comes out of the parent's probe."""
     time_is_over(breaker, clock)
@@ -1243,6 +1301,17 @@ def test_refused_breaker_is_not_in_the_monitor():
     with pytest.raises(ValueError):
         CircuitBreaker(0, name="half built")
     assert circuitbreaker.CircuitBreakerMonitor.get("half built") is None
+
+
+def test_defaults_are_the_original_plans(clock):
+    """Five failures, thirty seconds, one probe: what the documentation says."""
+    breaker = CircuitBreaker(clock=clock)
+    for _ in range(5):
+        assert breaker.state is CLOSED
+        run(breaker.call, end_in, "failure")
+    assert (breaker.name, breaker.retry_after_s) == ("jmcache", 30.0)
+    clock.advance(30)
+    assert [breaker.is_allowed(), breaker.is_allowed()] == [True, False]
 
 
 def test_smallest_settings_are_taken_as_they_are(clock):

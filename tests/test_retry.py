@@ -220,6 +220,19 @@ def test_waits_are_drawn_anew_and_spread_over_all_lengths(sleep, clock):
     assert min(tenths) > 60
 
 
+def test_defaults_are_the_original_plans(sleep, clock):
+    """Three retries, from 100 ms, up to 30 s: what the documentation says."""
+    failing = Attempts(RedisConnectionError())
+    with pytest.raises(RedisConnectionError):
+        Retry(rand=largest).run(failing, Deadline(1e6, clock))
+    assert sleep.slept == pytest.approx([0.1, 0.2, 0.4])
+
+    sleep.slept.clear()
+    with pytest.raises(RedisConnectionError):
+        Retry(max_retries=10, rand=largest).run(failing, Deadline(1e6, clock))
+    assert max(sleep.slept) == 30.0
+
+
 def test_very_many_retries_do_not_overflow(sleep, clock):
     """2.0 ** 1024 is an OverflowError, in the middle of an outage."""
     retry = Retry(max_retries=1100, initial_backoff_ms=0.1, max_backoff_ms=1)
