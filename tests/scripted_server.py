@@ -186,6 +186,8 @@ class ScriptedServer:
                 sock, _ = self._listening.accept()
             except OSError:
                 return
+            if self._unix_path is None:  # each send a segment, at once
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
             self._socks.append(sock)
             self._threads.append(thread)
