@@ -1,5 +1,7 @@
 """Where ``memory://`` and LocalCache keep their blobs: this process instead of Redis."""
 
+# ruff: noqa: ARG002 -- deadlines are there for the manager's sake: nothing waits here
+
 from __future__ import annotations
 
 import heapq

@@ -221,6 +221,17 @@ def test_percentiles_are_never_too_good_and_less_than_twice_too_bad(seconds: lis
         assert told <= max(2 * exact, 1e-6) or told == summary.max_s
 
 
+@pytest.mark.parametrize(("slow", "p99_s"), [(1, 0.000_128), (2, 4.0)])
+def test_p99_is_what_99_of_100_calls_keep_to(make: MakeMonitor, slow: int, p99_s: float) -> None:
+    """An objective of 99 % would be met or missed by one call in a hundred too many."""
+    monitor = make()
+    for _ in range(100 - slow):
+        monitor.record("get", Outcome.HIT, "", 0.000_1)
+    for _ in range(slow):
+        monitor.record("get", Outcome.UNAVAILABLE, "timeout", 4.0)
+    assert monitor.stats().latency["get"].p99_s == p99_s
+
+
 def test_nothing_is_lost_between_threads(make: MakeMonitor) -> None:
     """Hits and misses must add up to the calls that were made."""
     monitor = make()
@@ -349,6 +360,8 @@ def test_a_sink_gets_a_bundle_as_its_parts_and_one_timing(make: MakeMonitor) -> 
         "redis.error": 2,
     }
     assert sink.timings == [("redis.cache.get_many_latency", 0.004)]
+    assert sink.labels["redis.cache.get_many_latency"]["outcome"] == "done"
+    assert monitor.stats().sink_errors == 0
 
 
 def test_a_sink_gets_retries_with_their_reason(make: MakeMonitor) -> None:
@@ -494,20 +507,22 @@ def test_measurements_come_in_batches_without_being_asked_for(make: MakeMonitor)
 
 
 def test_close_delivers_what_is_left_ends_the_thread_and_may_be_repeated(
-    make: MakeMonitor,
+    make: MakeMonitor, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last figures of a short job are often all of its figures."""
+    monkeypatch.setattr(_delivery, "PAUSE_S", 60.0)
     sink = ListSink()
-    monitor = make(sink)
+    monitor = make(sink, clock=clock)
     for _ in range(100):
         monitor.record("get", Outcome.HIT, "", 0.001)
     monitor.close()
     assert sink.counters["redis.cache.hit"] == 100
     assert metrics_threads() == []
     monitor.close()
+    clock.advance(5.0)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("started again"))
     monitor.record("get", Outcome.HIT, "", 0.001)
     assert monitor.flush()
-    assert metrics_threads() == []
     assert (monitor.stats().hits, monitor.stats().dropped) == (101, 1)
 
 
@@ -525,19 +540,43 @@ def test_close_waits_for_a_hanging_sink_no_longer_than_it_says(make: MakeMonitor
     sink.leave.set()
 
 
-def test_the_thread_of_a_monitor_that_nobody_closed_ends_with_it() -> None:
+@pytest.mark.parametrize("resting", [True, False])
+def test_the_thread_of_a_monitor_that_nobody_closed_ends_with_it(resting: bool) -> None:
     """An application that makes a cache per request would collect threads."""
     sink = ListSink()
     monitor = Monitor("jobs", [sink])
     monitor.record("get", Outcome.HIT, "", 0.001)
     assert monitor.flush()
-    monitor.record("get", Outcome.HIT, "", 0.001)
+    if resting:
+        assert monitor._delivery is not None
+        wait_until(lambda delivery=monitor._delivery: delivery._resting)  # type: ignore[misc]
+    else:
+        monitor.record("get", Outcome.HIT, "", 0.001)
     gone = weakref.ref(monitor)
     del monitor
     gc.collect()
     assert gone() is None
     wait_until(lambda: metrics_threads() == [])
-    assert sink.counters["redis.cache.hit"] == 2
+    assert sink.counters["redis.cache.hit"] == (1 if resting else 2)
+
+
+def test_of_two_threads_that_were_started_only_the_latest_works(
+    make: MakeMonitor, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an exception in the middle of a start, sinks would be called by two at a time."""
+    late: list[threading.Thread] = []
+    sink = ListSink()
+    monitor = make(sink, clock=clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: late.append(thread))
+        monitor.record("get", Outcome.HIT, "", 0.001)
+    clock.advance(5.0)
+    monitor.record("get", Outcome.HIT, "", 0.001)
+    assert monitor.flush()
+    late[0].start()
+    late[0].join(SOON_S)
+    assert not late[0].is_alive()
+    assert len(metrics_threads()) == 1
 
 
 def test_a_forked_child_counts_and_delivers_its_own_only(make: MakeMonitor) -> None:
@@ -652,6 +691,21 @@ def test_a_flood_of_different_refusals_is_bounded_in_lines_and_memory(
     clock.advance(10.0)
     monitor.note_refused("another", "Score", "unserializable")
     assert "968 such lines suppressed" in log.records[-1].getMessage()
+    monitor.note_refused("a third", "Score", "unserializable")
+    assert "suppressed" not in log.records[-1].getMessage()
+
+
+def test_what_was_suppressed_is_told_though_its_line_never_comes_again(
+    make: MakeMonitor, log: pytest.LogCaptureFixture, clock: ManualClock
+) -> None:
+    """The log would say one value was refused where there were five."""
+    monitor = make(clock=clock)
+    for _ in range(5):
+        monitor.note_refused("matches[3]", "Score", "unserializable")
+    clock.advance(10.0)
+    for index in range(32):
+        monitor.note_refused(f"skills[{index}]", "Score", "unserializable")
+    assert "4 such lines suppressed" in log.records[-1].getMessage()
 
 
 def test_a_name_from_the_value_cannot_forge_a_log_line(
@@ -731,6 +785,9 @@ def test_failed_probes_during_an_outage_log_nothing(
         outage.on_change(PROBES)
         outage.on_change(FAILS)
     assert levels(log) == [logging.WARNING]
+    outage.on_change(PROBES)
+    outage.skipped()
+    assert "(refused)" in log.records[-1].getMessage()
 
 
 def test_every_outage_begins_its_figures_anew(
@@ -788,6 +845,21 @@ def test_an_outage_that_turns_out_to_be_a_wrong_setting_says_so_once(
     assert levels(log) == [logging.WARNING, logging.ERROR]
 
 
+def test_a_wrong_setting_is_blamed_again_in_the_next_outage_and_only_if_it_is_the_cause(
+    outage: OutageLog, clock: ManualClock, log: pytest.LogCaptureFixture
+) -> None:
+    """A password that was wrong yesterday sends people the wrong way today."""
+    for reason in ("auth", "auth", ""):
+        outage.on_change(dataclasses.replace(OPENS, reason=reason))
+        outage.on_change(CLOSES)
+        clock.advance(60.0)
+    assert levels(log) == [
+        *(logging.ERROR, logging.INFO),
+        *(logging.ERROR, logging.INFO),
+        *(logging.WARNING, logging.INFO),
+    ]
+
+
 def test_redis_coming_and_going_all_the_time_is_a_few_lines_a_minute(
     outage: OutageLog, clock: ManualClock, log: pytest.LogCaptureFixture
 ) -> None:
@@ -805,6 +877,10 @@ def test_redis_coming_and_going_all_the_time_is_a_few_lines_a_minute(
     assert levels(log) == [logging.WARNING, logging.INFO] * 4
     assert "27 short outages" in log.records[-1].getMessage()
     assert " 27 operations" in log.records[-1].getMessage()
+    clock.advance(60.0)
+    outage.on_change(OPENS)
+    outage.on_change(CLOSES)
+    assert "short outages" not in log.records[-1].getMessage()
 
 
 def test_an_outage_among_many_that_lasts_is_warned_of_after_all(
@@ -825,15 +901,26 @@ def test_an_outage_among_many_that_lasts_is_warned_of_after_all(
     outage.skipped()
     outage.on_change(CLOSES)
     assert levels(log) == [logging.WARNING, logging.INFO, logging.INFO]
+    log.clear()
+    for _ in range(3):  # the warning that came late was one of three in its minute
+        outage.on_change(OPENS)
+        outage.on_change(CLOSES)
+    assert levels(log) == [logging.WARNING, logging.INFO] * 2
 
 
 def test_late_news_of_an_outage_that_is_over_logs_nothing(
-    outage: OutageLog, log: pytest.LogCaptureFixture
+    outage: OutageLog, clock: ManualClock, log: pytest.LogCaptureFixture
 ) -> None:
-    """ "Back after 0.0 s" without a beginning sends people looking for a gap in the log."""
+    """An end without a beginning sends people looking for a gap in the log."""
     outage.skipped()
     outage.on_change(CLOSES)
     assert levels(log) == []
+    outage.on_change(OPENS)
+    outage.on_change(CLOSES)
+    clock.advance(60.0)
+    outage.skipped()
+    assert levels(log) == [logging.WARNING, logging.INFO]
+    assert "short outages" not in log.text
 
 
 def test_an_outage_whose_beginning_was_missed_is_still_announced(
@@ -850,8 +937,9 @@ def test_no_handler_runs_under_the_lock(outage: OutageLog, clock: ManualClock) -
     """A log handler that itself uses a cache would hang the process at the first outage."""
 
     class UsesTheCache(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+        def handle(self, record: logging.LogRecord) -> bool:
             outage.skipped()
+            return True
 
     handler = UsesTheCache()
     logger = logging.getLogger("jmcache.circuit_breaker")

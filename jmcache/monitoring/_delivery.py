@@ -134,16 +134,13 @@ class Delivery:
             self._thread = None
 
     def _run(self, turn: int) -> None:
-        with self._lock:
-            if turn != self._turn:
-                return
-            self._running = True
-            bell = self._bell
+        bell = self._bell
         try:
             while True:
                 with self._lock:
                     if turn != self._turn:
                         return
+                    self._running = True
                     batch, self._batch = self._batch, []
                     gates, self._gates = self._gates, []
                     idle = self._resting = not batch and not gates
