@@ -19,7 +19,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jmcache.keys import KeySpace, digest_text, generate_key
@@ -27,6 +27,9 @@ from jmcache.keys import KeySpace, digest_text, generate_key
 BERLIN = ZoneInfo("Europe/Berlin")
 PLUS_ONE = timezone(timedelta(hours=1))
 SECRET = "s3cret-value"
+
+# Structures of structures are slow to draw, and how slow depends on the machine.
+patient = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Level(enum.Enum):
@@ -373,6 +376,7 @@ def call_meaning(call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     return meaning(args), frozenset(named.items())
 
 
+@patient
 @given(calls, calls)
 @example((("",), {}), ((), {}))
 @example(((), {"a": [1, True]}), ((), {"a": [True, 1]}))
@@ -523,6 +527,7 @@ def test_the_head_of_a_key_is_readable_and_bounded(args, head):
 NAME = re.compile(rb"jobs:v7:[A-Za-z0-9_.-]*:[0-9a-f]{32}")
 
 
+@patient
 @given(st.text(st.characters(), max_size=300))
 @example("")
 @example("\ud800")
