@@ -217,22 +217,22 @@ from jmcache.testing import PrivateServer
 
 server = PrivateServer()
 server.start()
-server.pause()
-children = int(sys.argv[1])
-if children and os.fork() == 0:
+pid = server.pid
+if "forked" in sys.argv and os.fork() == 0:
     os.close(1)
     time.sleep(60)
     os._exit(0)
-print(server.pid, server.socket_path, flush=True)
+server.kill() if "ended" in sys.argv else server.pause()
+print(pid, server.socket_path, flush=True)
 time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("forked_children", [0, 1])
-def test_a_killed_run_leaves_no_server_behind(forked_children):
-    """CI kills what takes too long; servers left behind would fill the machine."""
+@pytest.mark.parametrize("how", ["paused", "forked", "ended"])
+def test_a_killed_run_leaves_no_server_and_no_folder_behind(how):
+    """CI kills what takes too long; what stays behind would fill the machine."""
     with subprocess.Popen(
-        [sys.executable, "-c", STARTS_AND_WAITS, str(forked_children)],
+        [sys.executable, "-c", STARTS_AND_WAITS, how],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -246,7 +246,7 @@ def test_a_killed_run_leaves_no_server_behind(forked_children):
             try:
                 os.killpg(run.pid, signal.SIGKILL)  # the forked child
             except ProcessLookupError:
-                assert not forked_children
+                assert how != "forked"
     over = time.monotonic() + 5
     while Path(path).parent.exists():
         assert time.monotonic() < over, f"{path} is still there"

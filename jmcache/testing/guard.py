@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 
-# Waits until the pipe breaks, which it does when the last process holding our end is gone.
-_SCRIPT = 'read -r _; kill -KILL "$1" 2>/dev/null; [ -z "$2" ] || rm -rf -- "$2"'
+# Reads on until the pipe breaks, which it does when the last process holding our end is gone.
+_SCRIPT = """
+pid=
+while read -r line; do pid=$line; done
+[ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null
+[ -z "$1" ] || rm -rf -- "$1"
+"""
 
 
 class Guard:
-    """A small shell beside a process that must not outlive us, not even our SIGKILL.
+    """A small shell that sees to it that nothing outlives us, not even our SIGKILL.
 
     Linux's parent-death signal would be less, and wrong: it is sent when the *thread* that
     started the process ends.
     """
 
-    def __init__(self, pid: int, folder: str) -> None:
-        """Watch over *pid* and over *folder*, which is removed too unless it is empty text."""
+    def __init__(self, folder: str) -> None:
+        """Watch over *folder*, which is removed when we are gone; empty text for none."""
         theirs, self._ours = os.pipe()
         try:
             self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", _SCRIPT, "guard", str(pid), folder],
+                ["/bin/sh", "-c", _SCRIPT, "guard", folder],
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -33,8 +39,13 @@ class Guard:
         finally:
             os.close(theirs)
 
+    def watch(self, pid: int | None) -> None:
+        """Kill the process *pid* when we are gone, instead of the one before; None for none."""
+        with contextlib.suppress(BrokenPipeError):  # somebody ended the guard
+            os.write(self._ours, b"\n" if pid is None else b"%d\n" % pid)
+
     def dismiss(self) -> None:
-        """The process has ended: nothing is left to guard. Call once."""
+        """There is nothing left to guard. Call once."""
         self._shell.kill()
         self._shell.wait()
         os.close(self._ours)

@@ -143,6 +143,7 @@ class PrivateServer:
         if self._directory is None:
             self._directory = self._kept_directory or _temporary_folder()
             atexit.register(self.close)
+            self._guard = Guard("" if self._kept_directory else str(self._directory))
         known_port = self._port
         for _ in range(_PORT_ATTEMPTS):
             if self._tcp and known_port is None:
@@ -184,6 +185,9 @@ class PrivateServer:
         if os.getpid() != self._owner:
             return
         self.kill()  # there is nothing to save, and SIGTERM takes it 0.1 s
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.dismiss()
         if self._directory is not None and self._kept_directory is None:
             shutil.rmtree(self._directory, ignore_errors=True)
         self._directory = None
@@ -242,8 +246,7 @@ class PrivateServer:
                 start_new_session=True,
             )
         try:
-            folder_too = str(directory) if self._kept_directory is None else ""
-            self._guard = Guard(self._server.pid, folder_too)
+            self._watch(self._server.pid)
             self._wait_until_ready(self._server, log_path)
         except BaseException:
             self._end(signal.SIGKILL)
@@ -309,15 +312,17 @@ class PrivateServer:
         self._forget()
 
     def _forget(self) -> None:
-        """After the server has ended: its guard, its connection, its process."""
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.dismiss()
+        """After the server has ended."""
+        self._watch(None)  # its process id may soon be somebody else's
         with self._link_lock:
             link, self._link = self._link, None
         if link is not None:
             link.close()
         self._server = None
+
+    def _watch(self, pid: int | None) -> None:
+        if self._guard is not None:
+            self._guard.watch(pid)
 
     def _renew_in_child(self) -> None:
         self._link_lock = threading.Lock()
