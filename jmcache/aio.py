@@ -47,6 +47,8 @@ class AsyncRedisCache:
         Args:
             max_threads: Threads at most, 1 or more; None: as many as there are connections.
         """
+        if max_threads is not None and (type(max_threads) is not int or max_threads < 1):
+            raise ValueError(f"max_threads: a whole number, 1 or more; not {max_threads!r}")
         self._cache = cache
         self._max_threads = max_threads or cache.settings.max_connections
         self._renew_in_child()

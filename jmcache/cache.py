@@ -9,6 +9,7 @@ Whatever way an operation goes, it ends in exactly one outcome, which is counted
 
 from __future__ import annotations
 
+import inspect
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from jmcache.errors import (
     RedisClosedError,
     RedisCorruptEntryError,
     RedisError,
+    RedisForeignVersionError,
+    RedisNotServedError,
     RedisSerializationError,
     RedisWriteRefusedError,
 )
@@ -37,6 +40,7 @@ from jmcache.serialization import RedisSerializer
 from jmcache.settings import CacheSettings, check_ttl
 
 T = TypeVar("T")
+Ending = tuple[Outcome, str]
 Timeout = float | Deadline | None
 Validate = Callable[[Any], object] | type | Any
 
@@ -140,8 +144,9 @@ class Cache:
             self._check_usable()
             found = self._judge(self._ask(self._store.get, name, deadline), digest, validate)
         except RedisError as error:
-            found = Lookup(error.outcome, reason=error.reason)
             self._discard_corrupt({name: (digest, error)}, deadline)
+            nothing: Lookup = self.give_up("lookup", error, started)
+            return nothing
         self._monitor.record("get", found.outcome, found.reason, time.perf_counter() - started)
         return found
 
@@ -156,7 +161,7 @@ class Cache:
         deadline = self._deadline(timeout)
         names = {key: self._keys.name(key) for key in _texts(keys)}
         values: dict[str, Any] = {}
-        outcomes: list[tuple[Outcome, str]] = []
+        endings: list[Ending] = []
         corrupt: dict[bytes, tuple[bytes, RedisError]] = {}
         try:
             self._check_usable()
@@ -165,12 +170,14 @@ class Cache:
                 wanted = [name for name, _ in names.values()]
                 blobs = self._ask(self._store.get_many, wanted, deadline)
         except RedisError as error:
-            self._monitor.record_many(
-                "get_many",
-                [(error.outcome, error.reason)] * len(names),
-                time.perf_counter() - started,
+            if error.outcome is Outcome.CORRUPT and len(names) > 1:
+                # One of them spoils the common reply, as a foreign giant does: each by itself.
+                return self._get_each(names, validate, deadline)
+            self._discard_corrupt(
+                {name: (digest, error) for name, digest in names.values()}, deadline
             )
-            return values
+            nothing: dict[str, Any] = self.give_up("get_many", error, started, len(names))
+            return nothing
         for (key, (name, digest)), blob in zip(names.items(), blobs, strict=True):
             try:
                 found = self._judge(blob, digest, validate)
@@ -179,9 +186,9 @@ class Cache:
                 corrupt[name] = digest, error
             if found.outcome is Outcome.HIT:
                 values[key] = found.value
-            outcomes.append((found.outcome, found.reason))
+            endings.append((found.outcome, found.reason))
         self._discard_corrupt(corrupt, deadline)
-        self._monitor.record_many("get_many", outcomes, time.perf_counter() - started)
+        self._monitor.record_many("get_many", endings, time.perf_counter() - started)
         return values
 
     def exists(self, key: str, *, timeout: Timeout = None) -> bool:
@@ -194,10 +201,10 @@ class Cache:
                 if blob is not None:
                     self._envelope.unseal(blob, digest)
                 return blob is not None
+            except RedisForeignVersionError:
+                return False
             except RedisError as error:
                 self._discard_corrupt({name: (digest, error)}, deadline)
-                if error.outcome in (Outcome.CORRUPT, Outcome.MISS):
-                    return False  # Redis answered: there is nothing we may hand out
                 raise
 
         return self._operate("exists", timeout, look)
@@ -239,12 +246,14 @@ class Cache:
         Raises:
             ValueError: *ttl* is no number of seconds above 0.
         """
+        started = time.perf_counter()
         seconds = self._settings.ttl if ttl is None else check_ttl(ttl)
+        deadline = self._deadline(timeout)
         names = {key: self._keys.name(key) for key in mapping}
-
-        def write(deadline: Deadline) -> bool:
-            items = []
-            problems: list[RedisError] = []
+        items = []
+        problems: list[RedisError] = []
+        try:
+            self._check_usable()
             for key, (name, digest) in names.items():
                 try:
                     # A jitter of its own for each: what is written together shall not expire so.
@@ -252,16 +261,15 @@ class Cache:
                 except RedisSerializationError as error:
                     problems.append(error)
             if items:
-                refused = self._ask_to_write(self._store.set_many, items, deadline)
-                problems += [problem for problem in refused if problem is not None]
-            for problem in problems[1:]:  # the first is noted with the outcome
-                if isinstance(problem, RedisSerializationError):
-                    self._note(problem)
-            if problems:
-                raise problems[0]
-            return True
-
-        return self._operate("set_many", timeout, write)
+                problems += self._ask_to_write(self._set_many, items, deadline)
+        except RedisError as error:
+            return bool(self.give_up("set_many", error, started, len(names)))
+        for problem in problems:
+            self._note("set_many", problem)
+        endings: list[Ending] = [(problem.outcome, problem.reason) for problem in problems]
+        endings += [(Outcome.DONE, "")] * (len(names) - len(problems))
+        self._monitor.record_many("set_many", endings, time.perf_counter() - started)
+        return not problems
 
     def delete(self, key: str, *, timeout: Timeout = None) -> bool:
         """Remove *key*; return True when Redis confirmed that it is gone, there before or not."""
@@ -280,7 +288,7 @@ class Cache:
         def remove(deadline: Deadline) -> int:
             return self._ask(self._store.delete, names, deadline) if names else 0
 
-        return self._operate("delete_many", timeout, remove)
+        return self._operate("delete_many", timeout, remove, len(names))
 
     # About the cache ----------------------------------------------------------------------------
 
@@ -307,16 +315,21 @@ class Cache:
         """Return how it is, from what is known already: asks nobody, waits for nothing."""
         return Health()
 
-    def give_up(self, operation: str, error: RedisError, started: float | None = None) -> Any:
+    def give_up(
+        self, operation: str, error: RedisError, started: float | None = None, keys: int = 1
+    ) -> Any:
         """Count *operation* as ended by *error*, and return what its caller is handed then.
 
-        For adapters that could not begin: their queue is full, or the circuit breaker is open.
+        For adapters too, when they could not begin: their queue is full.
+
+        Args:
+            started: When it began, by ``time.perf_counter``; None: it did not.
+            keys: How many it was about.
         """
-        if isinstance(error, RedisSerializationError):
-            self._note(error)
+        self._note(operation, error)
         seconds = 0.0 if started is None else time.perf_counter() - started
         counted_as = "get" if operation == "lookup" else operation
-        self._monitor.record(counted_as, error.outcome, error.reason, seconds)
+        self._monitor.record_many(counted_as, [(error.outcome, error.reason)] * keys, seconds)
         return _NOTHING[operation](error)
 
     def close(self) -> None:
@@ -367,16 +380,35 @@ class Cache:
         body = self._serializer.serialize(value)
         return self._envelope.seal(Entry(body=body, created_ms=int(self._now() * 1000)), digest)
 
-    def _operate(self, operation: str, timeout: Timeout, body: Callable[[Deadline], T]) -> T:
+    def _set_many(
+        self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
+    ) -> list[RedisError]:
+        refused = [error for error in self._store.set_many(items, deadline) if error is not None]
+        for error in refused:
+            if error.trips or error.trips_writes:
+                raise error  # the breakers have to see it; the others were stored all the same
+        return refused
+
+    def _get_each(
+        self, keys: Iterable[str], validate: Validate | None, deadline: Deadline
+    ) -> dict[str, Any]:
+        found = {key: self.lookup(key, validate=validate, timeout=deadline) for key in keys}
+        return {key: look.value for key, look in found.items() if look.is_hit}
+
+    def _operate(
+        self, operation: str, timeout: Timeout, body: Callable[[Deadline], T], keys: int = 1
+    ) -> T:
         started = time.perf_counter()
         deadline = self._deadline(timeout)
         try:
             self._check_usable()
             result = body(deadline)
         except RedisError as error:
-            nothing: T = self.give_up(operation, error, started)
+            nothing: T = self.give_up(operation, error, started, keys)
             return nothing
-        self._monitor.record(operation, Outcome.DONE, "", time.perf_counter() - started)
+        self._monitor.record_many(
+            operation, [(Outcome.DONE, "")] * keys, time.perf_counter() - started
+        )
         return result
 
     def _discard_corrupt(
@@ -411,8 +443,11 @@ class Cache:
         if self._closed:
             raise RedisClosedError("the cache is closed")
 
-    def _note(self, error: RedisSerializationError) -> None:
-        self._monitor.note_refused(error.path, error.type_name, error.reason)
+    def _note(self, operation: str, error: RedisError) -> None:
+        if isinstance(error, RedisNotServedError):
+            self._monitor.note_not_served(operation, error.reason, str(error))
+        elif isinstance(error, RedisSerializationError) and error.outcome is Outcome.REFUSED:
+            self._monitor.note_refused(error.path, error.type_name, error.reason)
 
 
 class RedisCache(Cache):
@@ -432,6 +467,7 @@ class RedisCache(Cache):
         write_breaker: CircuitBreaker,
         health: HealthThread,
         outage: OutageLog,
+        write_outage: OutageLog,
         monitor: Monitor,
         serializer: RedisSerializer | None = None,
         validate: Validate | None = None,
@@ -458,6 +494,7 @@ class RedisCache(Cache):
         self._write_breaker = write_breaker
         self._health = health
         self._outage = outage
+        self._write_outage = write_outage
 
     @property
     def answers_at_once(self) -> bool:
@@ -504,15 +541,23 @@ class RedisCache(Cache):
             raise
 
     def _ask_to_write(self, verb: Callable[..., T], *args: Any) -> T:
-        def write(*args: Any) -> T:
-            try:
-                return self._write_breaker.call(verb, *args)
-            except RedisCircuitBreakerOpenError as error:
-                raise RedisWriteRefusedError(
-                    "Redis took no writes lately", reason="writes_paused"
-                ) from error
+        # Outside the other breaker: a write that is held back here is no news of Redis.
+        let_through = False
 
-        return self._ask(write, *args)
+        def ask() -> T:
+            nonlocal let_through
+            let_through = True
+            return self._ask(verb, *args)
+
+        try:
+            return self._write_breaker.call(ask)
+        except RedisCircuitBreakerOpenError as error:
+            if let_through:
+                raise
+            self._write_outage.skipped()
+            raise RedisWriteRefusedError(
+                "Redis took no writes lately", reason="writes_paused"
+            ) from error
 
 
 class LocalCache(Cache):
@@ -568,6 +613,8 @@ def _texts(keys: Iterable[str]) -> Iterable[str]:
 
 def _check(value: Any, validate: Validate) -> None:
     ask = getattr(validate, "model_validate", None) or getattr(validate, "validate_python", None)
+    if inspect.iscoroutinefunction(ask or validate):
+        raise TypeError("validate: a plain function, not a coroutine function: nobody awaits it")
     try:
         accepted = (ask or validate)(value)
     except _NO as error:

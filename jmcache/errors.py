@@ -8,12 +8,13 @@ RedisError
 │   ├── RedisNotReadyError            LOADING, MASTERDOWN, ...          retryable, trips
 │   ├── RedisReadOnlyError            a replica was asked to write      retryable once, trips
 │   ├── RedisProtocolError            the reply is not one we asked for trips
-│   ├── RedisMisconfiguredError       credentials, rights or TLS        opens at once
+│   ├── RedisMisconfiguredError       credentials, database or TLS      opens at once
 │   └── RedisPoolExhaustedError       no connection came free: our scarcity, trips nothing
 ├── RedisCircuitBreakerOpenError      we chose not to ask
 ├── RedisClosedError                  the cache was closed
 ├── RedisRejectedError                Redis answered, and said no
 │   ├── RedisWriteRefusedError        out of memory, cannot persist     trips writes
+│   ├── RedisNotServedError           this command or key is not for us
 │   └── RedisWrongTypeError           the key holds something foreign
 └── RedisSerializationError           a value that cannot be written
     ├── RedisCorruptEntryError        bytes that cannot be trusted
@@ -106,7 +107,7 @@ class RedisProtocolError(RedisConnectionError):
 
 
 class RedisMisconfiguredError(RedisConnectionError):
-    """Redis does not let us in: wrong credentials, missing rights, a certificate that fails.
+    """Redis does not let us in: wrong credentials, no such database, a certificate that fails.
 
     No retry changes that, so one is enough to open the circuit breaker.
     """
@@ -158,6 +159,17 @@ class RedisWriteRefusedError(RedisRejectedError):
     trips_writes = True
     outcome = Outcome.REFUSED
     reason = "write_refused"
+
+
+class RedisNotServedError(RedisRejectedError):
+    """Redis is well, but does not do this for us: rights too narrow, or a key of another node.
+
+    Nothing is held against it, because what it does serve goes on: a user who may only read still
+    reads. Logged once for each operation.
+    """
+
+    outcome = Outcome.UNAVAILABLE
+    reason = "noperm"
 
 
 class RedisWrongTypeError(RedisRejectedError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
@@ -22,6 +24,7 @@ from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
 from jmcache.settings import CacheSettings
 
+_log = logging.getLogger("jmcache.factory")
 
 _PROBE_S = 1.0  # at most; with the rest between probes it keeps "back within 2 s"
 
@@ -33,6 +36,11 @@ class _Backend:
         self, settings: CacheSettings, connection: RedisConnectionManager | None = None
     ) -> None:
         self.connection = connection or RedisConnectionManager(settings)
+        if settings.tls and not settings.tls_verify:
+            _log.warning(
+                "tls_verify is off: whoever answers in the place of %s is believed",
+                settings.endpoint,
+            )
         self.outage = OutageLog(settings.endpoint)
         self.write_outage = OutageLog(f"{settings.endpoint} for writes")
         self.breaker = CircuitBreaker(
@@ -50,6 +58,7 @@ class _Backend:
             interval=settings.health_check_interval,
         )
         self.users = 0  # guarded by the factory's lock
+        self._operation_timeout_s = settings.operation_timeout
         self._probe_timeout_s = min(settings.connection_timeout, _PROBE_S)
         self.breaker.on_change(self.outage.on_change)
         self.breaker.on_change(lambda transition: self.health.ring())
@@ -60,14 +69,10 @@ class _Backend:
         # be made is made here, and waits in the pool.
         self.breaker.probe(self.connection.ping, Deadline(self._probe_timeout_s))
 
-    def warm_up(self, timeout: float) -> bool:
-        """Open a connection and start the health thread; False when Redis did not answer."""
+    def warm_up(self) -> None:
         self.health.start()
-        try:
-            self.breaker.call(self.connection.ping, Deadline(timeout))
-        except RedisError:
-            return False
-        return True
+        with contextlib.suppress(RedisError):
+            self.breaker.call(self.connection.ping, Deadline(self._operation_timeout_s))
 
     def close(self) -> None:
         self.health.stop()
@@ -82,6 +87,9 @@ class _LocalBackend:
     def __init__(self, settings: CacheSettings) -> None:
         self.store = LocalStore(settings.max_entries)
         self.users = 0  # guarded by the factory's lock
+
+    def warm_up(self) -> None:
+        """Nothing is far away."""
 
     def close(self) -> None:
         self.store.close()
@@ -106,7 +114,7 @@ class RedisCacheFactory:
         settings, those are the default from then on, and caches made before are untouched.
 
         Args:
-            settings: CacheSettings, or any object with ``redis_host``, ``redis_port``,
+            settings: CacheSettings, a url, or any object with ``redis_host``, ``redis_port``,
                 ``redis_db`` and ``redis_password``; None: from the environment.
 
         Raises:
@@ -189,6 +197,7 @@ class RedisCacheFactory:
             write_breaker=backend.write_breaker,
             health=backend.health,
             outage=backend.outage,
+            write_outage=backend.write_outage,
             monitor=monitor,
             serializer=serializer,
             validate=validate,
@@ -199,6 +208,17 @@ class RedisCacheFactory:
     def create_async_cache(cls, settings: object = None, **options: Any) -> AsyncRedisCache:
         """Return a new cache for coroutines. Arguments and errors are those of create_cache."""
         return AsyncRedisCache(cls.create_cache(settings, **options))
+
+    @classmethod
+    def warm_up(cls) -> None:
+        """Connect to every Redis that is in use here, so that the first call need not.
+
+        Never raises because Redis is away; waits at most ``operation_timeout`` for each.
+        """
+        with cls._lock:
+            backends = list(cls._backends.values())
+        for backend in backends:
+            backend.warm_up()
 
     @classmethod
     def shutdown(cls) -> None:
@@ -256,6 +276,8 @@ def _while_alive(listener: Callable[[Transition], None]) -> Callable[[Transition
 def _coerce(settings: object, overrides: dict[str, Any]) -> CacheSettings:
     if settings is None:
         return CacheSettings.from_env(**overrides)
+    if isinstance(settings, str):
+        return CacheSettings.from_url(settings, **overrides)
     return CacheSettings.from_object(settings, **overrides)
 
 

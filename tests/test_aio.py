@@ -283,6 +283,13 @@ def test_a_closed_adapter_answers_as_unavailable(redis_server: PrivateServer) ->
     assert asyncio.run(use()).reason == "closed"
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+def test_a_number_of_threads_that_cannot_work_is_refused(threads: object) -> None:
+    """It would be found at the first call, by a customer."""
+    with pytest.raises(ValueError, match="max_threads"):
+        AsyncRedisCache(LocalCache(), max_threads=threads)  # type: ignore[arg-type]
+
+
 def test_it_cannot_be_pickled() -> None:
     """A pickled cache would carry a password and somebody else's sockets."""
     with pytest.raises(TypeError, match="pickle"):

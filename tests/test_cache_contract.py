@@ -349,6 +349,27 @@ def test_every_operation_counts_exactly_one_outcome(cache: Cache) -> None:
     assert (stats.misses, stats.sets, stats.hits, stats.deletes, stats.refused) == (1, 1, 1, 1, 1)
 
 
+def test_every_key_of_a_bundle_counts(cache: Cache) -> None:
+    """Values written, values read: the figures must not depend on how they were sent."""
+    cache.set_many({"a": 1, "b": 2, "odd": object()})
+    cache.get_many(["a", "b", "c"])
+    cache.delete_many(["a", "b"])
+    stats = cache.stats()
+    assert (stats.sets, stats.refused, stats.hits, stats.misses) == (2, 1, 2, 1)
+    assert stats.deletes == 2
+
+
+def test_a_coroutine_function_does_not_validate(cache: Cache) -> None:
+    """Its coroutine would be taken for a yes, for every value."""
+
+    async def validate(value: object) -> bool:
+        return False
+
+    cache.set("k", 1)
+    with pytest.raises(TypeError, match="validate"):
+        cache.get("k", validate=validate)
+
+
 def test_a_closed_cache_answers_as_unavailable(cache: Cache) -> None:
     """A late request during shutdown gets no results, not a traceback."""
     cache.set("k", 1)

@@ -14,9 +14,19 @@ from typing import Any
 
 import pytest
 
-from jmcache import CacheSettings, CircuitState, Outcome, RedisCache, RedisCacheFactory
+from jmcache import (
+    CacheSettings,
+    CircuitBreaker,
+    CircuitState,
+    Outcome,
+    RedisCache,
+    RedisCacheFactory,
+)
+from jmcache.health import HealthThread
 from jmcache.keys import KeySpace
-from jmcache.testing import PrivateServer
+from jmcache.monitoring import Monitor, OutageLog
+from jmcache.retry import Retry
+from jmcache.testing import ManualClock, PrivateServer, fake_manager
 
 MakeSettings = Callable[..., CacheSettings]
 D = 0.25
@@ -307,6 +317,8 @@ def test_a_giant_under_our_name_is_bounded_and_removed(
     started = time.monotonic()
     found = cache.lookup("k")
     assert time.monotonic() - started <= D + ALLOWANCE
+    if found.reason == "timeout":  # a busy server takes its time to send 64 MB
+        found = cache.lookup("k", timeout=5.0)
     assert (found.outcome, found.reason) == (Outcome.CORRUPT, "too_large")
     assert cache.set("k", 1) is True
     assert cache.get("k") == 1
@@ -328,6 +340,111 @@ def test_a_full_redis_refuses_writes_and_goes_on_reading(
     assert (health.breaker, health.status) == ("closed", "degraded")
     assert "writes_refused" in health.reasons
     assert cache.delete("k") is True, "a delete frees memory; it is never held back"
+
+
+def test_a_write_that_is_held_back_is_no_sign_of_life(clock: ManualClock) -> None:
+    """It would close the breaker of a Redis that is still away, and log that it is back."""
+    breaker = CircuitBreaker(1, 5.0, clock=clock, name="all")
+    write_breaker = CircuitBreaker(1, 500.0, clock=clock, name="writes")
+    cache = RedisCache(
+        fake_manager(),
+        CacheSettings(),
+        retry=Retry(),
+        breaker=breaker,
+        write_breaker=write_breaker,
+        health=HealthThread(lambda: None, lambda: False),
+        outage=OutageLog("x"),
+        write_outage=OutageLog("x for writes"),
+        monitor=Monitor("x"),
+    )
+    with cache:
+        for each in (breaker, write_breaker):
+            each.record_failure()
+        clock.advance(6.0)
+        assert breaker.state is CircuitState.HALF_OPEN
+        assert cache.set("k", 1) is False
+        assert breaker.state is CircuitState.HALF_OPEN
+        assert cache.get("k") is None
+        assert breaker.state is CircuitState.CLOSED, "a read that got an answer is one"
+        cache.set("k", 1)
+        assert cache.stats().operations[("set", "refused", "writes_paused")] == 2
+        cache._health.stop()
+
+
+def test_a_full_redis_is_found_out_by_bundles_too(server: PrivateServer, cache: RedisCache) -> None:
+    """A service that only writes pages would send each of them to be refused."""
+    server.command("CONFIG", "SET", "maxmemory", "1")
+    for _ in range(5):
+        assert cache.set_many({"a": 1, "b": 2}) is False
+    assert "writes_refused" in cache.health().reasons
+
+
+def test_writes_that_are_held_back_are_told_of_at_the_end(
+    server: PrivateServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How much was not cached is what the operator wants to know of a full Redis."""
+    caplog.set_level(logging.INFO, "jmcache")
+    with _open(
+        CacheSettings.from_url(server.url, failure_threshold=1, reset_timeout=0.05)
+    ) as cache:
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        cache.set("k", 1)
+        held_back = sum(cache.set("k", 1) is False for _ in range(3))
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        _wait_for(lambda: cache.set("k", 1), within_s=2.0)
+        cache.get("k")
+    lines = [record.getMessage() for record in caplog.records]
+    assert held_back == 3
+    assert len(lines) == 2
+    assert "for writes" in lines[0]
+    assert "oom" in lines[0]
+    assert " 0 operations" not in lines[1]
+
+
+def test_rights_that_are_too_narrow_cost_only_what_they_forbid(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A user who may only read still reads; one ERROR says which right is missing."""
+    caplog.set_level(logging.INFO, "jmcache")
+    with PrivateServer() as server:
+        server.command("ACL", "SETUSER", "reader", "on", ">" + SECRET, "~*", "+get", "+ping")
+        settings = CacheSettings.from_url(server.url, username="reader", password=SECRET)
+        with _open(CacheSettings.from_url(server.url)) as owner, _open(settings) as reader:
+            owner.set("k", 1)
+            for _ in range(6):
+                assert reader.set("k", 2) is False
+                assert reader.get("k") == 1
+            assert reader.health().breaker == "closed"
+            assert reader.stats().operations[("set", "unavailable", "noperm")] == 6
+    errors = [record.getMessage() for record in caplog.records]
+    assert len(errors) == 1
+    assert "ACL" in errors[0]
+    assert SECRET not in caplog.text
+
+
+def test_one_giant_among_many_costs_only_itself(server: PrivateServer, cache: RedisCache) -> None:
+    """It would take every page it is on down with it, for as long as it lies there."""
+    cache.set_many({"a": 1, "c": 3})
+    server.command(
+        "EVAL",
+        "return redis.call('SET', KEYS[1], string.rep('x', 67108864))",
+        "1",
+        _name(cache, "b"),
+    )
+    # 64 MB are sent, though not read: the server needs its time.
+    assert cache.get_many(["a", "b", "c"], timeout=5.0) == {"a": 1, "c": 3}
+    assert cache.stats().corrupt == 1
+    assert server.command("EXISTS", _name(cache, "b")) == 0
+
+
+def test_a_corrupt_entry_is_counted_also_where_only_its_being_there_is_asked(
+    server: PrivateServer, cache: RedisCache
+) -> None:
+    """A counter that misses some of them hides who writes them."""
+    server.command("SET", _name(cache, "k"), b"garbage")
+    assert cache.exists("k") is False
+    assert cache.stats().corrupt == 1
+    assert server.command("EXISTS", _name(cache, "k")) == 0
 
 
 def test_a_wrong_password_opens_the_breaker_at_once_and_is_never_shown(

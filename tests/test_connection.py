@@ -24,6 +24,7 @@ from jmcache.errors import (
     RedisHurriedError,
     RedisMisconfiguredError,
     RedisNotReadyError,
+    RedisNotServedError,
     RedisPoolExhaustedError,
     RedisProtocolError,
     RedisReadOnlyError,
@@ -177,7 +178,7 @@ def test_one_refused_item_of_many_says_why_and_the_others_are_stored(
         soon(),
     )
     assert results[0] is results[2] is None
-    assert isinstance(results[1], RedisMisconfiguredError)
+    assert isinstance(results[1], RedisNotServedError)
     assert manager.get_many([b"ok:1", b"ok:2"], soon()) == [VALUE, VALUE]
 
 
@@ -197,7 +198,7 @@ def test_a_user_without_a_password_is_that_user(
     guarded_server.command("ACL", "SETUSER", "open", "on", "nopass", "~open:*", "+@all")
     manager = manage(port=guarded_server.port, username="open")
     manager.set(b"open:k", VALUE, MINUTE_MS, soon())
-    with pytest.raises(RedisMisconfiguredError):
+    with pytest.raises(RedisNotServedError):
         manager.set(b"k", VALUE, MINUTE_MS, soon())
 
 
@@ -387,7 +388,7 @@ def test_a_deadline_that_is_over_costs_no_connection(
 REFUSALS = [
     ("NOAUTH Authentication required.", RedisMisconfiguredError, "auth"),
     ("WRONGPASS invalid username-password pair", RedisMisconfiguredError, "auth"),
-    ("NOPERM this user has no permissions", RedisMisconfiguredError, "noperm"),
+    ("NOPERM this user has no permissions", RedisNotServedError, "noperm"),
     ("DENIED Redis is running in protected mode", RedisMisconfiguredError, "denied"),
     ("LOADING Redis is loading the dataset in memory", RedisNotReadyError, "loading"),
     ("MASTERDOWN Link with MASTER is down", RedisNotReadyError, "masterdown"),
@@ -401,7 +402,7 @@ REFUSALS = [
     ("WRONGTYPE Operation against a key", RedisWrongTypeError, "wrong_type"),
     ("ERR max number of clients reached", RedisConnectionError, "maxclients"),
     ("ERR something new", RedisRejectedError, "rejected"),
-    ("MOVED nonsense", RedisRejectedError, "rejected"),
+    ("MOVED 3999 127.0.0.1:6381", RedisNotServedError, "cluster"),
     ("", RedisRejectedError, "rejected"),
 ]
 
@@ -449,7 +450,7 @@ def test_each_class_says_what_it_is_evidence_of(
     [
         (exceptions.AuthenticationError("x"), RedisMisconfiguredError, "auth"),
         (exceptions.AuthenticationWrongNumberOfArgsError(), RedisMisconfiguredError, "auth"),
-        (exceptions.NoPermissionError("x"), RedisMisconfiguredError, "noperm"),
+        (exceptions.NoPermissionError("x"), RedisNotServedError, "noperm"),
         (exceptions.BusyLoadingError("x"), RedisNotReadyError, "loading"),
         (exceptions.MasterDownError("x"), RedisNotReadyError, "masterdown"),
         (exceptions.TryAgainError("x"), RedisNotReadyError, "tryagain"),
@@ -519,7 +520,7 @@ def test_a_missing_right(guarded_server: PrivateServer, manage: Manage) -> None:
     guarded_server.command("ACL", "SETUSER", "reader", "on", f">{SECRET}", "~*", "+get")
     manager = manage(port=guarded_server.port, username="reader", password=SECRET)
     assert manager.get(b"k", soon()) is None
-    with pytest.raises(RedisMisconfiguredError, match="ACL") as caught:
+    with pytest.raises(RedisNotServedError, match="ACL") as caught:
         manager.set(b"k", VALUE, MINUTE_MS, soon())
     assert caught.value.reason == "noperm"
 

@@ -115,6 +115,33 @@ def test_an_object_without_the_names_is_refused() -> None:
         RedisCacheFactory.create_cache(SimpleNamespace(host="h"))
 
 
+def test_a_url_will_do_for_settings() -> None:
+    """It is what everybody tries first."""
+    cache = RedisCacheFactory.create_cache("redis://10.0.0.7:6390/2", ttl=60)
+    assert (cache.settings.host, cache.settings.db, cache.settings.ttl) == ("10.0.0.7", 2, 60.0)
+
+
+def test_unverified_tls_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    """A switch that was flipped to try something is forgotten, and then protects nobody."""
+    RedisCacheFactory.create_cache(CacheSettings(tls=True, tls_verify=False))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "tls_verify" in caplog.text
+
+
+def test_warming_up_connects_and_starts_the_health_thread(settings: MakeSettings) -> None:
+    """The first task of a worker should not be the one that waits for a handshake."""
+    cache = _redis(RedisCacheFactory.create_cache(settings()))
+    RedisCacheFactory.warm_up()
+    assert cache._health.running
+    assert cache._connection.usage().idle == 1
+
+
+def test_warming_up_without_redis_is_no_error() -> None:
+    """A worker has to come up while Redis is away."""
+    RedisCacheFactory.initialize(CacheSettings(unix_socket_path="/nonexistent"))
+    RedisCacheFactory.warm_up()
+
+
 def test_shutdown_ends_everything_and_can_be_repeated(settings: MakeSettings) -> None:
     """A process that should end must not hang on a thread or a socket of ours."""
     cache = _redis(RedisCacheFactory.create_cache(settings()))

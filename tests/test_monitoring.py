@@ -809,7 +809,6 @@ def test_every_outage_begins_its_figures_anew(
     ("reason", "setting"),
     [
         ("auth", "password"),
-        ("noperm", "ACL"),
         ("tls", "tls_ca_certs"),
         ("db", "db"),
         ("misconfigured", "password"),

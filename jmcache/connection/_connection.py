@@ -87,7 +87,7 @@ class Exchanging:
         error = translate(reply)
         if command == "CLIENT" and isinstance(error, (RedisRejectedError, RedisMisconfiguredError)):
             return  # an old server, or an ACL without it: the name is a courtesy
-        if isinstance(error, RedisRejectedError):
+        if type(error) is RedisRejectedError:
             error = (
                 RedisMisconfiguredError(
                     "password, username: Redis does not accept the credentials", reason="auth"

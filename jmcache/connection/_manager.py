@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from jmcache.errors import (
     RedisHurriedError,
     RedisMisconfiguredError,
     RedisNotReadyError,
+    RedisNotServedError,
     RedisProtocolError,
     RedisReadOnlyError,
     RedisTimeoutError,
@@ -156,11 +158,8 @@ class RedisConnectionManager:
 
     def ping(self, deadline: Deadline) -> None:
         """Ask for a sign of life. A server that forbids PING has given one."""
-        try:
+        with contextlib.suppress(RedisNotServedError):
             self._ask(PING, PONG, deadline)
-        except RedisMisconfiguredError as error:
-            if error.reason != "noperm":
-                raise
 
     def drop_connections(self) -> None:
         """Close idle connections now and the others after their exchange; new ones come lazily."""
@@ -226,7 +225,7 @@ class RedisConnectionManager:
         return answers
 
     def _suspect(self, error: RedisError) -> RedisError:
-        if isinstance(error, _DROPPING) and error.reason != "noperm":
+        if isinstance(error, _DROPPING):
             self.drop_connections()
         return error
 

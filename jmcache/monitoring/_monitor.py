@@ -69,6 +69,7 @@ class Monitor:
         self._retries = 0  # guarded by _lock
         self._throttle = _Throttle()  # guarded by _lock
         self._known_digests: OrderedDict[str, None] = OrderedDict()  # guarded by _lock
+        self._not_served: set[tuple[str, str]] = set()  # guarded by _lock; few of either
 
     def record(self, operation: str, outcome: Outcome, reason: str, seconds: float) -> None:
         """Count one operation: how it ended, and how long the caller waited for it.
@@ -188,6 +189,28 @@ class Monitor:
             logging.ERROR if reason == "wrong_key" else logging.WARNING,
             "%(namespace)s: entry is not ours, read as a miss: key digest %(key_digest)s:"
             " %(reason)s" + _suffix(suppressed),
+            fields,
+            extra={"jmcache": fields},
+        )
+
+    def note_not_served(self, operation: str, reason: str, message: str) -> None:
+        """Log, once for each operation and reason, that Redis does not serve it for us.
+
+        Args:
+            message: What to look at; holds no key, value or password.
+        """
+        with self._lock:
+            if (operation, reason) in self._not_served:
+                return
+            self._not_served.add((operation, reason))
+        fields = {
+            "namespace": self._namespace,
+            "operation": operation,
+            "reason": reason,
+            "what": message,
+        }
+        _log.error(
+            "%(namespace)s: Redis does not serve %(operation)s (%(reason)s): %(what)s",
             fields,
             extra={"jmcache": fields},
         )

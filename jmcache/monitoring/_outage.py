@@ -17,7 +17,6 @@ _log = logging.getLogger("jmcache.circuit_breaker")
 # Reasons that no waiting cures, and the settings to look at.
 _CURES = {
     "auth": "username and password",
-    "noperm": "the ACL rights of username",
     "tls": "tls, tls_ca_certs, tls_certfile, tls_keyfile, tls_check_hostname and tls_verify",
     "db": "db",
     "misconfigured": "username, password, db and the tls settings",
