@@ -1,0 +1,1 @@
+"""Hosts that a cache can live in, each in a module of its own that alone imports the host."""

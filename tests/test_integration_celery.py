@@ -1,0 +1,241 @@
+"""The cache in a real prefork worker: two children, one Redis, and a worker that goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+from celery.signals import worker_process_init, worker_process_shutdown
+
+from jmcache import CacheSettings, LocalCache, RedisCacheFactory
+from jmcache.integrations.celery import install
+from jmcache.testing import PrivateServer
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = ROOT / "docs" / "examples" / "job_matching"  # its folder queue is used here too
+
+JOBS = """
+import os, threading
+from pathlib import Path
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+from app.core import folder_queue
+from jmcache import CacheSettings, RedisCacheFactory
+from jmcache.integrations.celery import install
+
+app = Celery("jobs")
+app.conf.update(folder_queue.settings(Path(os.environ["QUEUE"])), worker_prefetch_multiplier=1)
+cache = RedisCacheFactory.create_cache(CacheSettings.from_env(), namespace="jobs")
+install(app, cache)
+
+@app.task
+def remember(key, value):
+    return os.getpid(), cache.set(key, value)
+
+@app.task
+def recall(key):
+    found = cache.lookup(key)
+    return os.getpid(), str(found.outcome), found.value
+
+@app.task(soft_time_limit=1)
+def read_until_told(key):
+    reads = 0
+    try:
+        while cache.get(key) == "right":
+            reads += 1
+    except SoftTimeLimitExceeded:
+        return reads
+    return "wrong value"
+"""
+
+
+class Worker:
+    """A Celery worker with two children, and the queue to it."""
+
+    def __init__(self, folder: Path, redis: dict[str, str]) -> None:
+        (folder / "jobs.py").write_text(JOBS)
+        self._log = folder / "worker.log"
+        environ = {
+            **{name: value for name, value in os.environ.items() if "REDIS" not in name},
+            **redis,
+            "QUEUE": str(folder / "queue"),
+            "TMPDIR": str(folder),
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, EXAMPLE, folder))),
+        }
+        command = [sys.executable, "-m", "celery", "-A", "jobs", "worker", "--loglevel", "INFO"]
+        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, "--pool", "prefork", "--concurrency", "2", *quiet],
+                cwd=folder,
+                env=environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._queue = celery.Celery("test")
+        sys.path.insert(0, str(EXAMPLE))
+        try:
+            from app.core import folder_queue
+        finally:
+            sys.path.remove(str(EXAMPLE))
+        self._queue.conf.update(folder_queue.settings(folder / "queue"))
+
+    def send(self, task: str, *arguments: Any) -> Any:
+        return self._queue.send_task(f"jobs.{task}", arguments)
+
+    def run(self, task: str, *arguments: Any) -> Any:
+        return self.send(task, *arguments).get(timeout=10, interval=0.01)
+
+    def run_in_both_children(self, task: str, *arguments: Any) -> dict[int, Any]:
+        """Run a task until each child had it; results by process id."""
+        results: dict[int, Any] = {}
+        over = time.monotonic() + 10
+        while len(results) < 2 and time.monotonic() < over:
+            for sent in [self.send(task, *arguments) for _ in range(4)]:
+                pid, *result = sent.get(timeout=10, interval=0.01)
+                results[pid] = result
+        return results
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def stop(self) -> int:
+        """Ask for a warm shutdown; the exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout=10)
+
+    def leftovers(self) -> bool:
+        try:
+            os.killpg(self._process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        if self.leftovers():
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[dict[str, str]], Worker]]:
+    workers: list[Worker] = []
+
+    def begin(redis: dict[str, str]) -> Worker:
+        workers.append(Worker(tmp_path, redis))
+        return workers[-1]
+
+    yield begin
+    for worker in workers:
+        worker.kill()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 15) -> bool:
+    over = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > over:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def connected(server: PrivateServer) -> int:
+    """Clients that are connected, without the one that asks."""
+    clients = server.command("CLIENT", "LIST")
+    assert isinstance(clients, bytes)
+    return clients.count(b"\n") - 1
+
+
+def test_a_worker_from_its_start_to_its_end(
+    start: Callable[[dict[str, str]], Worker], tcp_server: PrivateServer
+) -> None:
+    """Forked children that shared a socket would read each other's answers.
+
+    One test, because a worker takes two seconds to come up.
+    """
+    worker = start({"REDIS_URL": tcp_server.url})
+    # Warm before any task, and each child over a connection of its own.
+    assert wait_until(lambda: connected(tcp_server) >= 2), worker.said()
+
+    wrote = worker.run_in_both_children("remember", "who", {"name": "Ada", "skills": ("sql", 7)})
+    assert len(wrote) == 2, worker.said()
+    assert all(result == [True] for result in wrote.values())
+    read = worker.run_in_both_children("recall", "who")
+    assert set(read) == set(wrote)
+    assert all(result[0] == "hit" for result in read.values())
+    assert all(result[1]["name"] == "Ada" for result in read.values())
+
+    # The soft time limit raises in the middle of whatever runs: it must come through, and what
+    # is read afterwards must still be right.
+    worker.run("remember", "certain", "right")
+    for _ in range(2):
+        assert worker.run("read_until_told", "certain") > 0
+    assert worker.run("recall", "certain")[1:] == ["hit", "right"]
+
+    # Celery by itself takes some five seconds over it.
+    assert worker.stop() == 0, worker.said()
+    assert not worker.leftovers()
+    assert wait_until(lambda: connected(tcp_server) == 0, seconds=2)
+    for word in ("Traceback", "ERROR", "CRITICAL"):
+        assert word not in worker.said()
+
+
+def test_children_come_up_and_work_while_redis_is_down(
+    start: Callable[[dict[str, str]], Worker],
+) -> None:
+    """Celery gives a child about four seconds to come up, and then starts another, for ever."""
+    worker = start({"REDIS_HOST": "127.0.0.1", "REDIS_PORT": "1"})
+    read = worker.run_in_both_children("recall", "who")
+    assert list(read.values()) == [["unavailable", None]] * 2, worker.said()
+    assert "Traceback" not in worker.said()
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery's signals are the whole process's: nothing of a test may stay in them."""
+    for one in (worker_process_init, worker_process_shutdown):
+        monkeypatch.setattr(one, "receivers", [])
+        one.sender_receivers_cache.clear()
+
+
+@pytest.mark.usefixtures("signals")
+def test_installing_twice_is_installing_once() -> None:
+    """Modules are imported twice more often than anybody thinks."""
+    app, cache, other = celery.Celery("jobs"), LocalCache(), LocalCache()
+    for _ in range(2):
+        install(app, cache)
+    assert len(worker_process_init.receivers) == 1
+    assert len(worker_process_shutdown.receivers) == 1
+    install(app, other)
+    assert len(worker_process_init.receivers) == 2
+    assert len(worker_process_shutdown.receivers) == 1
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_warm_up_asks_each_cache_one_question() -> None:
+    """It is what opens the connection and starts the health thread."""
+    cache = LocalCache(settings=CacheSettings(memory=True))
+    install(celery.Celery("jobs"), cache)
+    worker_process_init.send(sender=None)
+    assert sum(cache.stats().operations.values()) == 1
+
+
+@pytest.mark.usefixtures("signals")
+def test_the_end_of_a_child_closes_what_the_factory_made_at_once() -> None:
+    """A child that hangs in its end holds up the deploy, also while Redis is down."""
+    cache = RedisCacheFactory.create_cache(CacheSettings(port=1))
+    install(celery.Celery("jobs"))
+    cache.get("anything")  # its health thread runs now
+    began = time.monotonic()
+    worker_process_shutdown.send(sender=None)
+    assert time.monotonic() - began < 1.0
+    assert cache.lookup("anything").reason == "closed"
