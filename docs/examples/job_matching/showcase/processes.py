@@ -17,8 +17,13 @@ from showcase.interrupts import Interrupts
 EXAMPLE = Path(__file__).resolve().parents[1]
 END_GRACE_S = 1.0  # what a process gets to end by itself before it is killed
 
-# Reads session numbers until the pipe breaks, as it does when the demo itself was killed.
-_GUARD = 'while read -r session; do all="$all -$session"; done; kill -KILL -- $all; rm -rf -- "$1"'
+# Reads session numbers until the pipe breaks, as it does when the demo itself was killed. One kill
+# for each: not every shell's takes "--", which several would need.
+_GUARD = """
+while read -r session; do sessions="$sessions $session"; done
+for session in $sessions; do kill -KILL "-$session"; done
+rm -rf -- "$1"
+"""
 
 
 class Fleet:
