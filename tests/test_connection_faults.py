@@ -392,7 +392,7 @@ def test_a_surplus_answer_is_nobodys(together: bool, manage: Manage) -> None:
             assert manager.get(name, soon()) == name
             given.release()
             idle = manager._pool._idle[0]
-            while not idle._leftover():
+            while idle._sock.ready() and not idle._replies.unread:
                 time.sleep(0.001)
 
 

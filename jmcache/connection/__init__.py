@@ -3,6 +3,7 @@
 _manager     the verbs, and one exchange: borrow, send, read whole, give back
 _pool        connections and who has them
 _connection  one connection: opening it, one exchange over it
+_foreign     the same over a connection class of redis-py's kind, fakeredis's say
 _socket      every wait cut to the deadline
 _tls         whom to trust
 _resolver    a name to addresses within the deadline

@@ -80,7 +80,7 @@ class RedisConnectionManager:
             connection_options: Its further arguments.
         """
         # redis-py takes 0.15 s to import: paid here, neither by `import jmcache` nor by a call.
-        from jmcache.connection import _connection, _pool, _translate
+        from jmcache.connection import _foreign, _pool, _translate
 
         self._settings = settings
         self._absorbed = _translate.ABSORBED
@@ -90,16 +90,12 @@ class RedisConnectionManager:
         if connection_class is None:
             self._connection_class, self._options = _native(settings)
         else:
-            self._connection_class = type(
-                connection_class.__name__, (_connection.Exchanging, connection_class), {}
-            )
-            self._options = dict(connection_options or {})
+            self._connection_class = _foreign.made_ours(connection_class)
+            self._options = _foreign.options(settings) | (connection_options or {})
         self._options |= {
             "db": settings.db,
             "username": settings.username,
             "password": settings.password,
-            "socket_timeout": settings.operation_timeout,
-            "socket_connect_timeout": settings.connection_timeout,
         }
         self._value_room = settings.max_value_bytes + _HEAD_ROOM
         self._fair_ask_s = min(_FAIR_ASK_S, settings.operation_timeout / 2)
@@ -235,7 +231,6 @@ def _native(settings: CacheSettings) -> tuple[type, dict[str, Any]]:
 
     options: dict[str, Any] = {
         "open_within_s": settings.connection_timeout,
-        "socket_read_size": 1,  # of redis-py's own reader, which is not used
     }
     if settings.unix_socket_path is not None:
         return _connection.UnixConnection, options | {"path": settings.unix_socket_path}

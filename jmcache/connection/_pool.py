@@ -18,10 +18,7 @@ from collections import deque
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from jmcache.connection._connection import QUIET, greet
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisPoolExhaustedError
 
@@ -66,10 +63,6 @@ class Pool(redis.ConnectionPool):
         super().__init__(
             connection_class=connection_class,
             max_connections=limit,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),  # ours is the one place that retries
-            redis_connect_func=greet,
-            **QUIET,
             **options,
         )
 

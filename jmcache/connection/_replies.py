@@ -41,8 +41,13 @@ class Replies:
         return self._at < len(self._data)
 
     def begin(self, room: int) -> None:
-        """Start an exchange whose values have at most *room* bytes together."""
+        """Start an exchange whose values have at most *room* bytes together.
+
+        What was unread is forgotten: it came over a connection that has been closed since.
+        """
         self._room = room
+        self._data = b""
+        self._at = 0
 
     def read(self, asked: bytes) -> Reply:
         """Return one whole reply, *asked* as _wire says. Redis's errors are returned, not raised.

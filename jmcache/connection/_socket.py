@@ -23,28 +23,32 @@ Address = tuple[Any, ...] | str
 
 
 class DeadlineSocket:
-    """A stream socket. Used by one thread at a time, as a connection is."""
+    """A stream socket that can be connected again. Used by one thread at a time."""
 
     __slots__ = ("_deadline", "_poll", "_sock", "_tls")
 
-    def __init__(self, family: int, deadline: Deadline) -> None:
-        """Make one that is not connected yet."""
-        self._sock = socket.socket(family, socket.SOCK_STREAM)
+    def __init__(self) -> None:
+        # The C type: Python's own socket class has a constructor in which a signal handler's
+        # exception can leave an open one behind, in a traceback that somebody keeps.
+        self._sock: Any = None
         self._tls: ssl.SSLSocket | None = None
+        self._poll = select.poll()
+        self._deadline = Deadline.over()
+
+    def begin(self, deadline: Deadline) -> None:
+        """From now on, wait no longer than *deadline*."""
+        self._deadline = deadline
+
+    def connect(self, family: int, address: Address, deadline: Deadline) -> None:
+        """Connect, or raise the system's OSError or RedisTimeoutError. To be closed either way."""
+        self.begin(deadline)
+        self._sock = socket.SocketType(family, socket.SOCK_STREAM)
         self._sock.setblocking(False)
         if family != socket.AF_UNIX:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._poll = select.poll()
         self._poll.register(self._sock.fileno(), select.POLLIN)
-        self.begin(deadline)
-
-    def begin(self, deadline: Deadline) -> None:
-        """From now on, wait no longer than *deadline*."""
-        self._deadline = deadline
-
-    def connect(self, address: Address) -> None:
-        """Connect, or raise the system's OSError or RedisTimeoutError."""
         problem = self._sock.connect_ex(address)
         if problem == EINPROGRESS:
             self._await(select.POLLOUT)
@@ -67,9 +71,11 @@ class DeadlineSocket:
             else:
                 return
 
-    def readable(self) -> bool:
-        """True when bytes, or the end of the stream, are waiting. Never blocks."""
-        return bool(self._poll.poll(0)) or (self._tls is not None and self._tls.pending() > 0)
+    def ready(self) -> bool:
+        """True when it is connected and there is nothing to read, not even its end."""
+        if self._sock is None or self._poll.poll(0):
+            return False
+        return self._tls is None or not self._tls.pending()
 
     def recv(self, size: int) -> bytes:
         """Wait for at least one byte and return at most *size*; b"" is the end of the stream."""
@@ -77,7 +83,8 @@ class DeadlineSocket:
             if self._tls is None or not self._tls.pending():
                 self._await(select.POLLIN)
             try:
-                return self._sock.recv(size)
+                data: bytes = self._sock.recv(size)
+                return data
             except (BlockingIOError, ssl.SSLWantReadError):
                 continue
             except ssl.SSLWantWriteError:
@@ -101,14 +108,18 @@ class DeadlineSocket:
 
     def close(self, *, shut_down: bool) -> None:
         """Close it. With *shut_down* also for the server and for processes that inherited it."""
+        sock = self._sock
+        if sock is None:
+            return
         try:
             if shut_down:
-                self._sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
         except OSError as error:  # not connected any more
             if is_foreign(error):
                 raise
         finally:
-            self._sock.close()
+            sock.close()
+        self._sock = self._tls = None
 
     def _await(self, event: int) -> None:
         poll = self._poll

@@ -1,0 +1,83 @@
+"""Connection classes that speak for themselves: redis-py's own kind, such as fakeredis's."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
+from redis.retry import Retry
+
+from jmcache.connection._connection import Lent, greeting, judge_greeting
+from jmcache.connection._replies import Reply
+from jmcache.connection._wire import NUMBER, OK, VALUE, values
+from jmcache.deadline import Deadline
+from jmcache.errors import RedisProtocolError
+from jmcache.settings import CacheSettings
+
+
+class Foreign(Lent):
+    """Mixed into a redis-py connection class: the exchange, through its public methods."""
+
+    def exchange(
+        self: Any, packed: bytes, asked: bytes, replies: int, deadline: Deadline, room: int
+    ) -> list[Reply]:
+        """As Connection.exchange; *deadline* and *room* are beyond such a class."""
+        del deadline, room
+        if self._sock is not None and self.can_read(0):
+            self.disconnect()
+        self.connect()
+        self.send_packed_command([packed], check_health=False)
+        return [_read(self, asked) for _ in range(replies)]
+
+
+def made_ours(connection_class: type) -> type:
+    """Return *connection_class* with what the pool and the manager ask of a connection."""
+    return type(connection_class.__name__, (Foreign, connection_class), {})
+
+
+def options(settings: CacheSettings) -> dict[str, Any]:
+    """Return what keeps such a class from waiting, retrying and introducing itself on its own."""
+    # redis-py looks its own version up on disk for each connection (380 us) unless told not to.
+    known = inspect.signature(AbstractConnection.__init__).parameters
+    quiet = {"driver_info": None} if "driver_info" in known else {"lib_name": None}
+    return quiet | {
+        "protocol": 2,
+        "socket_timeout": settings.operation_timeout,
+        "socket_connect_timeout": settings.connection_timeout,
+        "retry": Retry(NoBackoff(), 0),  # ours is the one place that retries
+        "redis_connect_func": _greet,
+    }
+
+
+def _greet(connection: Any) -> None:
+    connection._parser.on_connect(connection)  # noqa: SLF001 - there is no other way to it
+    for command, packed in greeting(
+        connection.db, connection.username, connection.password
+    ).items():
+        connection.send_packed_command([packed], check_health=False)
+        reply = _read(connection, OK)
+        if isinstance(reply, Exception):
+            judge_greeting(command, reply, connection.db)
+
+
+def _read(connection: Any, asked: bytes) -> Reply:
+    try:
+        reply: Reply = connection.read_response(disable_decoding=True)
+    except redis.ResponseError as error:
+        return error
+    if not _is_reply_to(asked, reply):
+        raise RedisProtocolError("the reply is none that was asked for")
+    return reply
+
+
+def _is_reply_to(asked: bytes, reply: Reply) -> bool:
+    if asked == VALUE:
+        return reply is None or type(reply) is bytes
+    if asked == NUMBER:
+        return type(reply) is int
+    if isinstance(reply, list):
+        return asked == values(len(reply)) and all(_is_reply_to(VALUE, one) for one in reply)
+    return type(reply) is bytes and asked == b"+" + reply
