@@ -464,8 +464,9 @@ class Certificates:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.authority = self._make("authority", "-x509", "-days", "2", subject="/CN=our CA")
-        self.stranger = self._make("stranger", "-x509", "-days", "2", subject="/CN=other CA")
+        root = ("-x509", "-days", "2", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        self.authority = self._make("authority", *root, subject="/CN=our CA")
+        self.stranger = self._make("stranger", *root, subject="/CN=other CA")
         self.good = self._sign("good", "IP:127.0.0.1")
         self.other_host = self._sign("other", "DNS:elsewhere.example")
         self.expired = self._sign("expired", "IP:127.0.0.1", days="-1")
@@ -486,7 +487,7 @@ class Certificates:
     def _sign(self, name: str, alternative: str, days: str = "2") -> str:
         request = self._make(name, subject="/CN=redis")
         extensions = self._folder / f"{name}.ext"
-        extensions.write_text(f"subjectAltName={alternative}\n")
+        extensions.write_text(f"subjectAltName={alternative}\nauthorityKeyIdentifier=keyid\n")
         issuer = ("-CA", self.authority, "-CAkey", self.path("authority.key"), "-CAcreateserial")
         shape = ("-days", days, "-extfile", str(extensions))
         self._run("x509", "-req", "-in", request, "-out", request, *issuer, *shape)

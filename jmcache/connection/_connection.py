@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import ssl
-import weakref
 from typing import Any
 
 from jmcache.connection._replies import Replies, Reply
@@ -22,15 +20,7 @@ _GREETING_ROOM = 0  # bytes of values in the replies to a greeting: there are no
 _SHORTEST_SHARE_S = 0.001  # for one of several addresses
 
 
-class Lent:
-    """What the pool notes down on each connection, whoever made its class."""
-
-    epoch: object = None  # of the pool when it was made; None when it must not be used again
-    due = math.inf  # monotonic seconds when the call that has it is over; inf while idle
-    ticket: weakref.ref[Any] | None = None  # its entry in the pool's set of the living
-
-
-class Connection(Lent):
+class Connection:
     """Speaks through a :class:`DeadlineSocket`, from the first SYN on. For one thread at a time.
 
     None of redis-py's connection classes: their constructor takes 100 us, and both it and their
@@ -51,6 +41,7 @@ class Connection(Lent):
         self._password = password
         self._open_within_s = open_within_s
         self._process = os.getpid()
+        self.ticket: object = None  # the pool's
         self._sock = DeadlineSocket()
         self._replies = Replies(self._sock.recv)
 

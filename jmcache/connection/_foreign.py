@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
 from redis.retry import Retry
 
-from jmcache.connection._connection import Lent, greeting, judge_greeting
+from jmcache.connection._connection import greeting, judge_greeting
 from jmcache.connection._replies import Reply
 from jmcache.connection._wire import NUMBER, OK, VALUE, values
 from jmcache.deadline import Deadline
@@ -18,8 +18,10 @@ from jmcache.errors import RedisProtocolError
 from jmcache.settings import CacheSettings
 
 
-class Foreign(Lent):
+class Foreign:
     """Mixed into a redis-py connection class: the exchange, through its public methods."""
+
+    ticket: object = None  # the pool's
 
     def exchange(
         self: Any, packed: bytes, asked: bytes, replies: int, deadline: Deadline, room: int

@@ -29,6 +29,15 @@ _LOOK_AGAIN_S = 0.02  # a wake-up that was lost to an interrupted thread costs n
 _LOST_AFTER_S = 1.0  # past its call's deadline: whoever had it cannot be using it any more
 
 
+class Ticket(weakref.ref[Any]):
+    """What the pool knows of a connection without holding it."""
+
+    __slots__ = ("due", "epoch")
+
+    due: float  # monotonic seconds when the call that has it is over; inf while idle
+    epoch: object  # of the pool when it was made; None when it must not be used again
+
+
 class _Waiter:
     """A thread's place in the queue for a connection."""
 
@@ -56,7 +65,7 @@ class Pool(redis.ConnectionPool):
     def __init__(self, connection_class: type, limit: int, **options: Any) -> None:
         self._idle: deque[Any] = deque()
         self._waiters: deque[_Waiter] = deque()  # the first one is served next
-        self._alive: set[weakref.ref[Any]] = set()
+        self._alive: set[Ticket] = set()
         self._grow_lock = threading.Lock()
         self._epoch = object()  # connections of an older one are closed when they come back
         self._closed = False
@@ -92,16 +101,17 @@ class Pool(redis.ConnectionPool):
         if self._waiters or not (self._take_idle(loan) or self._grow(loan)):
             self._wait(loan, deadline.remaining() * _WAIT_SHARE)
         left_s = deadline.remaining()
-        loan[0].due = time.monotonic() + left_s
+        loan[0].ticket.due = time.monotonic() + left_s
         return left_s
 
     def give_back(self, loan: Loan) -> None:
         """Take back what is in *loan* after an exchange that was read whole."""
-        epoch = loan[0].epoch
+        ticket = loan[0].ticket
+        epoch = ticket.epoch
         if epoch is not self._epoch or self._closed:
             self.discard(loan)
             return
-        loan[0].due = math.inf
+        ticket.due = math.inf
         self._idle.append(loan.pop())
         if epoch is not self._epoch or self._closed:  # since the line above
             self._close_idle()
@@ -151,7 +161,7 @@ class Pool(redis.ConnectionPool):
                 loan.append(self._idle.pop())  # used last: warm, and the others may time out
             except IndexError:
                 return False
-            if loan[0].epoch is self._epoch:
+            if loan[0].ticket.epoch is self._epoch:
                 return True
             self.discard(loan)
 
@@ -159,12 +169,13 @@ class Pool(redis.ConnectionPool):
         if len(self._alive) >= self.max_connections and not self._forget_lost():
             return False
         loan.append(self.connection_class(**self.connection_kwargs))
-        loan[0].epoch = self._epoch
-        # The set drops the reference itself, in C, when the connection is no more.
-        loan[0].ticket = weakref.ref(loan[0], self._alive.discard)
         with self._grow_lock:
             if len(self._alive) < self.max_connections:
-                self._alive.add(loan[0].ticket)
+                # The set drops it by itself, in C, when the connection is no more.
+                ticket = Ticket(loan[0], self._alive.discard)
+                ticket.due, ticket.epoch = math.inf, self._epoch
+                self._alive.add(ticket)
+                loan[0].ticket = ticket
                 return True
         loan.clear()  # somebody was faster
         return False
@@ -174,9 +185,8 @@ class Pool(redis.ConnectionPool):
         # kept traceback keeps. No call outlives its deadline, so it is known by its age.
         now = time.monotonic()
         for ticket in self._alive.copy():
-            connection = ticket()
-            if connection is not None and connection.due + _LOST_AFTER_S < now:
-                connection.epoch = None
+            if ticket.due + _LOST_AFTER_S < now:
+                ticket.epoch = None
                 self._alive.discard(ticket)
         return len(self._alive) < self.max_connections
 

@@ -112,9 +112,9 @@ def _translate_transport(error: Exception) -> RedisError:
     if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
         return RedisConnectionError("the TLS connection was cut", reason="eof")
     if isinstance(cause, ssl.SSLError):
+        why = getattr(cause, "verify_message", "") or cause.reason or "unknown reason"
         return RedisMisconfiguredError(
-            f"tls: the connection could not be secured: {cause.reason or 'unknown reason'}",
-            reason="tls",
+            f"tls: the connection could not be secured: {why}", reason="tls"
         )
     if isinstance(cause, (ConnectionRefusedError, FileNotFoundError)):  # a Unix socket's path
         return RedisConnectionError("nothing listens at the address", reason="refused")
