@@ -518,10 +518,12 @@ def test_without_any_server_an_imitation_takes_its_place(
         server.start()
         settings = CacheSettings.from_env(server.environ(), operation_timeout=2.0)
         cache = RedisCacheFactory.create_cache(settings)
-        assert cache.set("key", "value")
-        assert cache.get("key") == "value"
+        values = {str(number): "value" * number for number in range(1, 50)}
+        assert cache.set_many(values)
+        assert cache.get_many(values) == values
+        assert {key: cache.get(key) for key in values} == values
         server.kill()
-        assert cache.get("key") is None
+        assert cache.get("1") is None
         server.start()  # on the same address
         assert wait_until(lambda: cache.set("key", "again"), seconds=5)
         described = server.describe()

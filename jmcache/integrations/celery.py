@@ -35,7 +35,7 @@ def install(app: Celery, *caches: Cache) -> None:
         worker_process_init.connect(
             _warm_up(cache), weak=False, dispatch_uid=f"jmcache warm-up {id(app)} {id(cache)}"
         )
-    worker_process_shutdown.connect(_close, weak=False, dispatch_uid=f"jmcache close {id(app)}")
+    worker_process_shutdown.connect(_close)
 
 
 def _warm_up(cache: Cache) -> Callable[..., None]:

@@ -19,7 +19,9 @@ from showcase.plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None, *, plan: Plan | None = None) -> int:
-    """Play the demo once and return its exit code. Main thread only; takes the signals over.
+    """Play the demo once and return its exit code. Main thread only.
+
+    Takes SIGINT, SIGTERM and SIGHUP over; they are ignored once it has returned.
 
     Args:
         arguments: What stands on the command line; None: `sys.argv`.
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None, *, plan: Plan | None = None) ->
     except Stopped as stopped:
         print(f"stopped by {stopped}, everything started is ended", file=sys.stderr)
         return 128 + stopped.signal
+    finally:
+        interrupts.ignore()
 
 
 if __name__ == "__main__":

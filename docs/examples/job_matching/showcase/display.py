@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 BAR = 30  # characters
+WIDTH = 100
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BLOCKS_ASCII = " .:-=+*#@"
 
@@ -100,7 +102,7 @@ def _table(report: dict[str, Any]) -> list[str]:
 
 def _outage(report: dict[str, Any], blocks: str) -> list[str]:
     outage, slots = report["outage"], report["timeline"]["slots"]
-    all_users = outage["all"]
+    all_users, seconds_to_hits = outage["all"], report["recovery"]["seconds_to_hits"]
     worst = max(slot["worst_ms"] for slot in slots)
     # Logarithms: beside a request that waited for a deadline all others would look alike.
     latencies = _bars([math.log1p(slot["worst_ms"]) / math.log1p(worst) for slot in slots], blocks)
@@ -116,21 +118,26 @@ def _outage(report: dict[str, Any], blocks: str) -> list[str]:
         f"outage    {asked}; p50 {ms(all_users['p50_ms'])}, worst {ms(all_users['worst_ms'])}",
         f"          of which the cache: {share}",
         f"          breaker {breakers}",
-        f"          log lines: {_list(outage['log_lines'], str)}",
-        f"recovery  seconds to hits: {_list(report['recovery']['seconds_to_hits'], _seconds)}",
+        *_wrapped("", f"log lines: {_list(outage['log_lines'], str)}"),
+        *_wrapped("recovery", f"s to hits: {_list(seconds_to_hits, _seconds)}"),
     ]
 
 
 def _promises(report: dict[str, Any]) -> list[str]:
-    return [
-        f"{'kept' if promise['held'] else 'BROKEN':10}{promise['promise']}: {promise['measured']}"
-        for promise in report["promises"]
-    ]
+    lines: list[str] = []
+    for promise in report["promises"]:
+        verdict = "kept" if promise["held"] else "BROKEN"
+        lines += _wrapped(verdict, f"{promise['promise']}: {promise['measured']}")
+    return lines
 
 
 def _marks(timeline: dict[str, Any]) -> str:
     killed, back = (int(timeline[name] / timeline["step_s"]) for name in ("killed_s", "back_s"))
     return f"{'':{killed}}{'^ kill -9':{back - killed}}^ started again"
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    return textwrap.wrap(f"{head:10}{text}", WIDTH, subsequent_indent=" " * 10)
 
 
 def _list(figures: dict[str, Any], show: Callable[[Any], str]) -> str:

@@ -39,6 +39,13 @@ class Interrupts:
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
+    def ignore(self) -> None:
+        """Let the signals do nothing any more. Python gives our handlers up when it exits, and the
+        second Ctrl-C of the impatient would then decide the exit code.
+        """
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Let the block finish before `Stopped` is raised."""

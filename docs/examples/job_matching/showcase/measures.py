@@ -55,7 +55,7 @@ def summary(replies: Sequence[Reply]) -> dict[str, Any]:
 
 def summaries(replies: Sequence[Reply]) -> dict[str, Any]:
     """Return a summary of all, and one for each way of asking, in alphabetical order."""
-    users = sorted({reply.user for reply in replies})
+    users = sorted({reply.user for reply in replies}, key=str.casefold)
     by_user = {user: summary([reply for reply in replies if reply.user == user]) for user in users}
     return {"all": summary(replies), "by_user": by_user}
 
@@ -78,9 +78,9 @@ def asked_and_computed(lines: Iterable[Line]) -> dict[str, int]:
 def first_hits(lines: Iterable[Line], since: float) -> dict[int, float]:
     """Return the seconds from *since* to each process's first hit after it, by process id."""
     found: dict[int, float] = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: line.at):
         if line.outcome == "hit" and line.at >= since:
-            found[line.pid] = min(found.get(line.pid, math.inf), line.at - since)
+            found.setdefault(line.pid, round(line.at - since, 3))
     return found
 
 
