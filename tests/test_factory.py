@@ -132,7 +132,7 @@ def test_warming_up_connects_and_starts_the_health_thread(settings: MakeSettings
     """The first task of a worker should not be the one that waits for a handshake."""
     cache = _redis(RedisCacheFactory.create_cache(settings()))
     RedisCacheFactory.warm_up()
-    assert cache._health.running
+    assert cache._health._thread is not None
     assert cache._connection.usage().idle == 1
 
 
@@ -172,11 +172,14 @@ def test_the_health_thread_starts_with_the_first_call_and_ends_with_the_last_cac
 ) -> None:
     """A thread that starts at import breaks every fork; one that never ends leaks."""
     cache = _redis(RedisCacheFactory.create_cache(settings()))
-    assert not cache._health.running
+    assert cache._health._thread is None
     cache.get("k")
-    assert cache._health.running
+    thread = cache._health._thread
+    assert thread is not None
+    assert thread.is_alive()
     cache.close()
-    assert not cache._health.running
+    thread.join(timeout=5)
+    assert not thread.is_alive()
 
 
 def test_metrics_hear_of_operations_and_of_the_breaker(settings: MakeSettings) -> None:

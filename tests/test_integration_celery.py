@@ -15,7 +15,7 @@ import celery
 import pytest
 from celery.signals import worker_process_init, worker_process_shutdown
 
-from jmcache import CacheSettings, LocalCache, RedisCacheFactory
+from jmcache import CacheSettings, RedisCache, RedisCacheFactory
 from jmcache.integrations.celery import install
 from jmcache.testing import PrivateServer
 
@@ -34,7 +34,7 @@ from jmcache.integrations.celery import install
 app = Celery("jobs")
 app.conf.update(folder_queue.settings(Path(os.environ["QUEUE"])), worker_prefetch_multiplier=1)
 cache = RedisCacheFactory.create_cache(CacheSettings.from_env(), namespace="jobs")
-install(app, cache)
+install(app)
 
 @app.task
 def remember(key, value):
@@ -210,23 +210,36 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("signals")
 def test_installing_twice_is_installing_once() -> None:
     """Modules are imported twice more often than anybody thinks."""
-    app, cache, other = celery.Celery("jobs"), LocalCache(), LocalCache()
+    app = celery.Celery("jobs")
     for _ in range(2):
-        install(app, cache)
+        install(app)
     assert len(worker_process_init.receivers) == 1
-    assert len(worker_process_shutdown.receivers) == 1
-    install(app, other)
-    assert len(worker_process_init.receivers) == 2
     assert len(worker_process_shutdown.receivers) == 1
 
 
 @pytest.mark.usefixtures("signals")
-def test_a_warm_up_asks_each_cache_one_question() -> None:
-    """It is what opens the connection and starts the health thread."""
-    cache = LocalCache(settings=CacheSettings(memory=True))
-    install(celery.Celery("jobs"), cache)
-    worker_process_init.send(sender=None)
-    assert sum(cache.stats().operations.values()) == 1
+def test_a_warm_up_opens_a_connection_and_starts_the_health_thread(
+    redis_server: PrivateServer,
+) -> None:
+    """The first task of a child should not be the one that waits for a handshake."""
+    install(celery.Celery("jobs"))
+    with RedisCacheFactory.create_cache(redis_server.url) as cache:
+        assert isinstance(cache, RedisCache)
+        worker_process_init.send(sender=None)
+        assert cache._connection.usage().idle == 1
+        thread = cache._health._thread
+        assert thread is not None
+        assert thread.is_alive()
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_child_comes_up_in_time_while_redis_is_down() -> None:
+    """Celery gives up on a child that takes more than a few seconds."""
+    install(celery.Celery("jobs"))
+    with RedisCacheFactory.create_cache(CacheSettings(port=1)):
+        began = time.monotonic()
+        worker_process_init.send(sender=None)
+        assert time.monotonic() - began < 1.0
 
 
 @pytest.mark.usefixtures("signals")

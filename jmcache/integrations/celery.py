@@ -2,7 +2,7 @@
 
     app = Celery("jobs")
     cache = RedisCacheFactory.create_cache(CacheSettings.from_env())
-    install(app, cache)
+    install(app)
 
 Nothing of it is needed for correctness: a cache that was made before the fork starts anew in each
 child by itself, at its first use, and what a child leaves open the system closes when it ends.
@@ -12,38 +12,25 @@ shutdown says goodbye to Redis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from celery import Celery
 from celery.signals import worker_process_init, worker_process_shutdown
 
-from jmcache.cache import Cache
 from jmcache.factory import RedisCacheFactory
 
 
-def install(app: Celery, *caches: Cache) -> None:
-    """Warm *caches* up in each of the worker's children, and close everything when one ends.
+def install(app: Celery) -> None:
+    """Warm the caches up in each of the worker's children, and close everything when one ends.
 
-    Connects to signals only; call it where the app is configured. Installing the same again
-    changes nothing. With Redis down a child comes up all the same, at most `operation_timeout`
-    later for each cache.
-
-    Args:
-        caches: Those to warm up. What RedisCacheFactory made is closed, named here or not.
+    Connects to signals only; call it where the app is configured. Installing again changes
+    nothing. What RedisCacheFactory made or was initialized with before the fork is warmed up; with
+    Redis down a child comes up all the same, at most `operation_timeout` later for each Redis.
     """
-    for cache in caches:
-        worker_process_init.connect(
-            _warm_up(cache), weak=False, dispatch_uid=f"jmcache warm-up {id(app)} {id(cache)}"
-        )
-    worker_process_shutdown.connect(_close)
+    worker_process_init.connect(_warm_up, weak=False, dispatch_uid=f"jmcache warm-up {id(app)}")
+    worker_process_shutdown.connect(_close, weak=False, dispatch_uid=f"jmcache close {id(app)}")
 
 
-def _warm_up(cache: Cache) -> Callable[..., None]:
-    def warm_up(**_: object) -> None:
-        # Any question will do. It opens a connection, starts the health thread and never raises.
-        cache.exists("warm-up")
-
-    return warm_up
+def _warm_up(**_: object) -> None:
+    RedisCacheFactory.warm_up()
 
 
 def _close(**_: object) -> None:

@@ -33,7 +33,7 @@ app.conf.update(
     worker_enable_remote_control=False,
     worker_prefetch_multiplier=1,
 )
-jmcache.integrations.celery.install(app, cache)
+jmcache.integrations.celery.install(app)
 
 
 @setup_logging.connect
