@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import logging
 import math
@@ -161,8 +162,16 @@ class HealthThread:
             self._retry_at = now + START_RETRY_S
             self._turn += 1
             turn = self._turn
-        # The thread says that it runs, once it does: if an exception from a signal handler breaks
-        # off what follows, a later call starts another one, and only the latest turn works.
+        # Thread.start() is Python code. An exception from a signal handler in it comes out as a
+        # KeyError, in place of the time limit that it was: so it runs on a short-lived thread,
+        # where no signal handler does. The thread says that it runs, once it does: if one never
+        # gets so far, a later call starts another, and only the latest turn works.
+        try:
+            _thread.start_new_thread(self._launch, (turn,))
+        except RuntimeError:
+            pass  # the system has no thread left, or the interpreter is on its way out
+
+    def _launch(self, turn: int) -> None:
         bell = self._bell
         step = weakref.WeakMethod(self._step, lambda _: _ring(bell))
         thread = threading.Thread(
@@ -171,8 +180,8 @@ class HealthThread:
         self._thread = thread
         try:
             thread.start()
-        except RuntimeError:  # the system has no thread left, or the interpreter is on its way out
-            self._thread = None
+        except RuntimeError:
+            pass  # as in _start
 
     def _step(self, turn: int) -> float | None:
         """Do what is due; return how many seconds to rest, None to end the thread."""

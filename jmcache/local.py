@@ -44,6 +44,8 @@ class LocalStore:
             )
         self._max_entries = max_entries
         self._clock = clock
+        # No loop stands directly in a `with` on it: from 3.12 on, an exception from a signal
+        # handler that lands on the jump at the loop's end can leave the lock held for ever.
         self._lock = threading.Lock()
         # Guarded by _lock: blob and moment of expiry, least recently used first.
         self._entries: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
@@ -62,7 +64,7 @@ class LocalStore:
         """Return what :meth:`get` would, in the order of *names*, all as of one moment."""
         now = self._clock()
         with self._lock:
-            return [self._get(name, now) for name in names]
+            return self._get_many(names, now)
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
         """Keep *blob* for *ttl_ms* milliseconds, in place of any other of that name."""
@@ -76,20 +78,14 @@ class LocalStore:
         """Do :meth:`set` for each (name, blob, ttl_ms); return a None for each."""
         now = self._clock()
         with self._lock:
-            for name, blob, ttl_ms in items:
-                self._set(name, blob, ttl_ms, now)
+            self._set_many(items, now)
         return [None] * len(items)
 
     def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
         """Forget *names*; return how many of them there were."""
         now = self._clock()
-        removed = 0
         with self._lock:
-            for name in names:
-                entry = self._entries.pop(name, None)
-                if entry is not None and now < entry[1]:
-                    removed += 1
-        return removed
+            return self._delete(names, now)
 
     def ping(self, deadline: Deadline) -> None:
         """Return: this process is always there."""
@@ -120,6 +116,9 @@ class LocalStore:
         self._entries.move_to_end(name)
         return blob
 
+    def _get_many(self, names: Sequence[bytes], now: float) -> list[bytes | None]:
+        return [self._get(name, now) for name in names]
+
     def _set(self, name: bytes, blob: bytes, ttl_ms: int, now: float) -> None:
         # Room first, then the entry: broken off anywhere, there is never one too many.
         if name not in self._entries and len(self._entries) >= self._max_entries:
@@ -135,6 +134,18 @@ class LocalStore:
             heapq.heapify(self._expiries)
         else:
             heapq.heappush(self._expiries, (expires_at, name))
+
+    def _set_many(self, items: Sequence[tuple[bytes, bytes, int]], now: float) -> None:
+        for name, blob, ttl_ms in items:
+            self._set(name, blob, ttl_ms, now)
+
+    def _delete(self, names: Sequence[bytes], now: float) -> int:
+        removed = 0
+        for name in names:
+            entry = self._entries.pop(name, None)
+            if entry is not None and now < entry[1]:
+                removed += 1
+        return removed
 
     def _forget_expired(self, now: float) -> None:
         while self._expiries and self._expiries[0][0] <= now:

@@ -5,6 +5,7 @@ Probes are counted by a semaphore; a test waits for one and needs no sleep.
 
 from __future__ import annotations
 
+import _thread
 import gc
 import itertools
 import json
@@ -18,6 +19,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -360,7 +362,7 @@ def test_without_a_thread_to_be_had_it_is_tried_again_later_not_on_every_call(
     """A container at its thread limit must still get its cached values, and not pay per call."""
     asked = []
 
-    def no_thread(thread: threading.Thread) -> None:
+    def no_thread(*thread: object) -> None:
         asked.append(thread)
         raise RuntimeError("can't start new thread")
 
@@ -369,7 +371,12 @@ def test_without_a_thread_to_be_had_it_is_tried_again_later_not_on_every_call(
         patch.setattr(threading.Thread, "start", no_thread)
         for _ in range(100):
             health.start()
-    assert len(asked) == 1
+        wait_until(lambda: len(asked) == 1)
+        patch.setattr(_thread, "start_new_thread", no_thread)
+        clock.advance(5.0)
+        for _ in range(100):
+            health.start()
+    assert len(asked) == 2
     assert not health.running
     health.start()
     assert not health.running
@@ -378,26 +385,49 @@ def test_without_a_thread_to_be_had_it_is_tried_again_later_not_on_every_call(
     assert health.running
 
 
+def test_the_standard_librarys_start_never_runs_in_a_callers_thread(
+    make: Callable[..., HealthThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit's exception in it comes out as a KeyError, and the caller's task goes wrong."""
+    starters: list[int] = []
+    plain_start = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        starters.append(threading.get_ident())
+        plain_start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    health = make()
+    health.start()
+    wait_until(lambda: health.running)
+    assert len(starters) == 1
+    assert threading.get_ident() not in starters
+
+
+@pytest.mark.parametrize("too_late", [False, True])
 def test_an_exception_from_a_signal_handler_while_it_starts_leaves_a_later_call_to_do_it(
     make: Callable[..., HealthThread],
     server: Server,
     clock: ManualClock,
     monkeypatch: pytest.MonkeyPatch,
+    too_late: bool,
 ) -> None:
     """Celery's soft time limit, once, at the wrong moment, and the process never heals again."""
+    plain_start = _thread.start_new_thread
 
     class TimeLimitError(Exception):
         pass
 
-    def interrupted(thread: threading.Thread) -> None:
+    def interrupted(*start: Any) -> None:
+        if too_late:
+            plain_start(*start)
         raise TimeLimitError
 
     health = make(clock=clock)
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", interrupted)
+        patch.setattr(_thread, "start_new_thread", interrupted)
         with pytest.raises(TimeLimitError):
             health.start()
-    assert not health.running
     clock.advance(5.0)
     start_and_probe(health, server)
     assert health.running
@@ -412,6 +442,7 @@ def test_of_two_threads_that_were_started_only_the_latest_works(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda thread: late.append(thread))
         health.start()
+        wait_until(lambda: bool(late))
     clock.advance(5.0)
     health.start()
     wait_until(lambda: health.running)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dis
+import itertools
 import os
 import random
 import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -226,6 +230,48 @@ def test_threads_never_see_another_names_blob_nor_one_entry_too_many() -> None:
     finally:
         sys.setswitchinterval(switch_interval)
     assert most <= 8
+
+
+def interrupted_in_each_loop(call: Callable[[], object]) -> Iterator[None]:
+    """Yield after each run of *call* broken off at the end of a loop's turn, another one a run."""
+
+    class InterruptError(Exception):
+        pass
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal turns
+        frame.f_trace_opcodes = True
+        code = frame.f_code.co_code
+        if event == "opcode" and dis.opname[code[frame.f_lasti]] == "JUMP_BACKWARD":
+            turns += 1
+            if turns == last:
+                raise InterruptError
+        return trace
+
+    for last in itertools.count(1):
+        turns = 0
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            call()
+        except InterruptError:
+            pass
+        finally:
+            sys.settrace(before)
+        if turns < last:
+            return
+        yield
+
+
+@pytest.mark.parametrize("verb", ["get_many", "set_many", "delete"])
+def test_a_loop_broken_off_by_a_signal_handler_leaves_the_lock_free(verb: str) -> None:
+    """From 3.12 on, a jump at the end of a loop may be no part of the ``with`` around it."""
+    store = LocalStore(2)
+    items = [(b"%d" % number, b"", LONG_MS) for number in range(4)]
+    given = items if verb == "set_many" else [name for name, _, _ in items]
+    keep(store, b"1", b"3")
+    for _ in interrupted_in_each_loop(lambda: getattr(store, verb)(given, DEADLINE)):
+        assert not store._lock.locked()
 
 
 def test_a_child_forked_while_the_lock_is_held_starts_empty_and_works() -> None:

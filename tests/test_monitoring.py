@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
+import dis
 import gc
+import itertools
 import json
 import logging
 import os
@@ -18,6 +21,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -254,6 +259,57 @@ def test_nothing_is_lost_between_threads(make: MakeMonitor) -> None:
     assert stats.latency["get"].count == 8_000
 
 
+def interrupted_in_each_loop(call: Callable[[], object]) -> Iterator[None]:
+    """Yield after each run of *call* broken off at the end of a loop's turn, another one a run."""
+
+    class InterruptError(Exception):
+        pass
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal turns
+        frame.f_trace_opcodes = True
+        code = frame.f_code.co_code
+        if event == "opcode" and dis.opname[code[frame.f_lasti]] == "JUMP_BACKWARD":
+            turns += 1
+            if turns == last:
+                raise InterruptError
+        return trace
+
+    for last in itertools.count(1):
+        turns = 0
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            call()
+        except InterruptError:
+            pass
+        finally:
+            sys.settrace(before)
+        if turns < last:
+            return
+        yield
+
+
+@pytest.mark.parametrize("verb", ["record_many", "stats", "note_refused"])
+def test_a_loop_broken_off_by_a_signal_handler_leaves_the_lock_free(
+    make: MakeMonitor, clock: ManualClock, verb: str
+) -> None:
+    """From 3.12 on, a jump at the end of a loop may be no part of the ``with`` around it."""
+    monitor = make(clock=clock)
+    endings = [(Outcome.MISS, "absent"), (Outcome.HIT, ""), (Outcome.HIT, "")]
+    monitor.record_many("get_many", endings, 0.001)
+    for number in range(32):
+        monitor.note_refused(f"matches[{number}]", "Score", "unserializable")
+    clock.advance(10.0)
+    calls: dict[str, Callable[[], object]] = {
+        "record_many": lambda: monitor.record_many("get_many", endings, 0.001),
+        "stats": monitor.stats,
+        "note_refused": lambda: monitor.note_refused("score", "Score", "unserializable"),
+    }
+    for _ in interrupted_in_each_loop(calls[verb]):
+        assert not monitor._lock.locked()
+
+
 # Reading ------------------------------------------------------------------------------------------
 
 
@@ -475,7 +531,7 @@ def test_without_a_thread_to_be_had_measurements_are_dropped_and_counted(
     """A container at its thread limit must go on serving, and its memory must not grow."""
     asked = []
 
-    def no_thread(thread: threading.Thread) -> None:
+    def no_thread(*thread: object) -> None:
         asked.append(thread)
         raise RuntimeError("can't start new thread")
 
@@ -487,7 +543,11 @@ def test_without_a_thread_to_be_had_measurements_are_dropped_and_counted(
         for _ in range(60):
             monitor.record("get", Outcome.HIT, "", 0.001)
         assert not monitor.flush(0.01)
-    assert len(asked) == 1
+        wait_until(lambda: len(asked) == 1)
+        patch.setattr(_thread, "start_new_thread", no_thread)
+        clock.advance(5.0)
+        assert not monitor.flush(0.01)
+    assert len(asked) == 2
     assert monitor.stats().dropped == 10
     clock.advance(5.0)
     monitor.record("get", Outcome.HIT, "", 0.001)  # no room for it, but now a thread
@@ -520,10 +580,47 @@ def test_close_delivers_what_is_left_ends_the_thread_and_may_be_repeated(
     assert metrics_threads() == []
     monitor.close()
     clock.advance(5.0)
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("started again"))
+    monkeypatch.setattr(_thread, "start_new_thread", lambda *start: pytest.fail("started again"))
     monitor.record("get", Outcome.HIT, "", 0.001)
     assert monitor.flush()
     assert (monitor.stats().hits, monitor.stats().dropped) == (101, 1)
+
+
+def test_a_sink_may_close_the_cache(make: MakeMonitor) -> None:
+    """A sink that gives up, and takes the cache with it, would wait for itself."""
+    took: list[float] = []
+
+    class Closer(ListSink):
+        def increment(
+            self, name: str, value: int = 1, labels: Mapping[str, str] | None = None
+        ) -> None:
+            began = time.monotonic()
+            monitor.close()
+            took.append(time.monotonic() - began)
+
+    monitor = make(Closer())
+    monitor.record("get", Outcome.HIT, "", 0.001)
+    wait_until(lambda: bool(took) and metrics_threads() == [])
+    assert took[0] < 0.2
+
+
+def test_the_standard_librarys_start_never_runs_in_a_callers_thread(
+    make: MakeMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit's exception in it comes out as a KeyError, and the caller's task goes wrong."""
+    starters: list[int] = []
+    plain_start = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        starters.append(threading.get_ident())
+        plain_start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monitor = make(ListSink())
+    monitor.record("get", Outcome.HIT, "", 0.001)
+    assert monitor.flush()
+    assert len(starters) == 1
+    assert threading.get_ident() not in starters
 
 
 def test_close_waits_for_a_hanging_sink_no_longer_than_it_says(make: MakeMonitor) -> None:
@@ -570,6 +667,7 @@ def test_of_two_threads_that_were_started_only_the_latest_works(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda thread: late.append(thread))
         monitor.record("get", Outcome.HIT, "", 0.001)
+        wait_until(lambda: bool(late))
     clock.advance(5.0)
     monitor.record("get", Outcome.HIT, "", 0.001)
     assert monitor.flush()

@@ -6,6 +6,7 @@ errors would also swallow a time limit that a signal handler raises meanwhile.
 
 from __future__ import annotations
 
+import _thread
 import logging
 import math
 import threading
@@ -91,9 +92,11 @@ class Delivery:
 
     def close(self) -> None:
         """Deliver what is queued, as far as ``CLOSE_S`` allows, and end the thread. Idempotent."""
+        on_thread = self._thread is threading.current_thread()  # a sink may close the cache
+        delivered = not on_thread and self.flush(CLOSE_S)
         self.end()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+        if delivered and thread is not None and thread.is_alive():
             thread.join(CLOSE_S)
         with self._lock:
             self.dropped += len(self._batch)
@@ -122,16 +125,24 @@ class Delivery:
             self._retry_at = now + START_RETRY_S
             self._turn += 1
             turn = self._turn
-        # The thread says that it runs, once it does: if an exception from a signal handler breaks
-        # off what follows, a later call starts another one, and only the latest turn works.
+        # Thread.start() is Python code. An exception from a signal handler in it comes out as a
+        # KeyError, in place of the time limit that it was: so it runs on a short-lived thread,
+        # where no signal handler does. The thread says that it runs, once it does: if one never
+        # gets so far, a later call starts another, and only the latest turn works.
+        try:
+            _thread.start_new_thread(self._launch, (turn,))
+        except RuntimeError:
+            pass  # the system has no thread left, or the interpreter is on its way out
+
+    def _launch(self, turn: int) -> None:
         thread = threading.Thread(
             target=self._run, args=(turn,), name="jmcache-metrics", daemon=True
         )
         self._thread = thread
         try:
             thread.start()
-        except RuntimeError:  # the system has no thread left, or the interpreter is on its way out
-            self._thread = None
+        except RuntimeError:
+            pass  # as in _start
 
     def _run(self, turn: int) -> None:
         bell = self._bell

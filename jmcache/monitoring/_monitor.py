@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 
 from jmcache.errors import RedisError
@@ -64,6 +64,8 @@ class Monitor:
         renew_in_child(self._begin)
 
     def _begin(self) -> None:
+        # No loop stands directly in a `with` on it: from 3.12 on, an exception from a signal
+        # handler that lands on the jump at the loop's end can leave the lock held for ever.
         self._lock = threading.Lock()
         self._cells: dict[Slot, _Cell] = {}  # guarded by _lock
         self._retries = 0  # guarded by _lock
@@ -102,17 +104,22 @@ class Monitor:
         Without any key there is nothing to count.
         """
         counts = Counter(endings)
-        bits = int(seconds * 1e6).bit_length()
         with self._lock:
-            for (outcome, reason), count in counts.items():
-                if bits != UNTIMED:
-                    self._add((operation, outcome, reason, bits), 1, seconds)
-                    bits = UNTIMED
-                    count -= 1
-                if count:
-                    self._add((operation, outcome, reason, UNTIMED), count, 0.0)
+            self._add_all(operation, counts, seconds)
         if counts and self._delivery is not None:
             self._delivery.put(partial(report_bundle, self._namespace, operation, counts, seconds))
+
+    def _add_all(
+        self, operation: str, counts: Mapping[tuple[Outcome, str], int], seconds: float
+    ) -> None:
+        bits = int(seconds * 1e6).bit_length()
+        for (outcome, reason), count in counts.items():
+            if bits != UNTIMED:
+                self._add((operation, outcome, reason, bits), 1, seconds)
+                bits = UNTIMED
+                count -= 1
+            if count:
+                self._add((operation, outcome, reason, UNTIMED), count, 0.0)
 
     def _add(self, slot: Slot, count: int, seconds: float) -> None:
         cell = self._cells.setdefault(slot, _Cell())
@@ -218,7 +225,7 @@ class Monitor:
     def stats(self) -> CacheStats:
         """Return all counters as they are now."""
         with self._lock:
-            cells = {slot: (cell.count, cell.max_s) for slot, cell in self._cells.items()}
+            cells = self._copy()
             retries = self._retries
         delivery = self._delivery
         return summarize(
@@ -227,6 +234,9 @@ class Monitor:
             sink_errors=0 if delivery is None else delivery.sink_errors,
             dropped=0 if delivery is None else delivery.dropped,
         )
+
+    def _copy(self) -> dict[Slot, tuple[int, float]]:
+        return {slot: (cell.count, cell.max_s) for slot, cell in self._cells.items()}
 
     def flush(self, timeout_s: float = 1.0) -> bool:
         """Wait until the sinks have every measurement so far; False after *timeout_s* seconds."""

@@ -23,7 +23,7 @@ _CURES = {
 }
 
 # Redis coming and going every few seconds is no reason to write twenty lines a minute.
-OUTAGES = 3  # with lines of their own, in
+OUTAGES = 5  # with lines of their own, in
 WINDOW_S = 60.0
 
 _Line = tuple[int, str, dict[str, Any]]
@@ -120,11 +120,14 @@ class OutageLog:
     def _open(self, transition: Transition, now: float) -> _Line | None:
         if transition.after == "open" and transition.reason:
             self._reason = transition.reason
-        begins = self._began_at is None
+        # Also when the end of the one before was never heard of: a signal handler can raise just
+        # while listeners are being told.
+        begins = self._began_at is None or transition.before == "closed"
         if begins:
             self._began_at = now
             self._summary_at = now + self._interval
             crowd = self._announced_at
+            self._blamed = False
             self._announced = len(crowd) < OUTAGES or now - crowd[0] >= WINDOW_S
             if self._announced:
                 crowd.append(now)
