@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from jmcache.cache import Cache, Timeout, Validate
+from jmcache.cache import Cache, RedisCache, Timeout, Validate
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisClosedError, RedisError, RedisPoolExhaustedError
 from jmcache.fork import renew_in_child
@@ -115,7 +115,7 @@ class AsyncRedisCache:
         """See Cache.delete_many."""
         return await self._call("delete_many", self._cache.delete_many, keys, timeout=timeout)
 
-    async def generate_key(self, *args: Any, **kwargs: Any) -> str:
+    async def generate_key(self, /, *args: Any, **kwargs: Any) -> str:
         """See Cache.generate_key."""
         return self._cache.generate_key(*args, **kwargs)
 
@@ -133,7 +133,8 @@ class AsyncRedisCache:
             executor, self._executor = self._executor, None
         self._cache.close()
         if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
+            # What is queued still ends, at once and as unavailable: nobody's task is cancelled.
+            executor.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,11 +156,13 @@ class AsyncRedisCache:
     async def _call(
         self, operation: str, method: Callable[..., T], *args: Any, timeout: Timeout, **options: Any
     ) -> T:
-        if self._cache.answers_at_once:
-            # No time to wait: should the breaker let this one through after all, it sends nothing.
-            return method(*args, timeout=Deadline.over(), **options)
         if not isinstance(timeout, Deadline):
             timeout = Deadline(self.settings.operation_timeout if timeout is None else timeout)
+        if self._cache.answers_at_once:
+            if isinstance(self._cache, RedisCache):
+                # Should the breaker let this one through after all, it must wait for nothing.
+                timeout = Deadline.over()
+            return method(*args, timeout=timeout, **options)
         work = functools.partial(
             contextvars.copy_context().run, method, *args, timeout=timeout, **options
         )

@@ -26,6 +26,7 @@ from jmcache.errors import (
     RedisCorruptEntryError,
     RedisError,
     RedisForeignVersionError,
+    RedisHurriedError,
     RedisNotServedError,
     RedisSerializationError,
     RedisWriteRefusedError,
@@ -135,7 +136,9 @@ class Cache:
             validate: A callable that raises or returns False for a value it does not accept, or a
                 type with ``model_validate`` or ``validate_python`` (pydantic's). A value that
                 fails is corrupt: counted, logged once a key, removed. It is only checked, never
-                changed. None: the cache's own.
+                changed. None: the cache's own. To refuse by raising, raise a ValueError,
+                TypeError, LookupError, AttributeError or AssertionError; another exception might
+                be a time limit's, and comes out of the call.
         """
         started = time.perf_counter()
         deadline = self._deadline(timeout)
@@ -179,6 +182,9 @@ class Cache:
             nothing: dict[str, Any] = self.give_up("get_many", error, started, len(names))
             return nothing
         for (key, (name, digest)), blob in zip(names.items(), blobs, strict=True):
+            if deadline.expired:  # decoding takes its time too
+                endings.append((RedisHurriedError.outcome, RedisHurriedError.reason))
+                continue
             try:
                 found = self._judge(blob, digest, validate)
             except RedisError as error:
@@ -230,6 +236,7 @@ class Cache:
         name, digest = self._keys.name(key)
 
         def write(deadline: Deadline) -> bool:
+            _check_time(deadline)
             blob = self._seal(value, digest)
             self._ask_to_write(self._store.set, name, blob, ttl_ms, deadline)
             return True
@@ -247,6 +254,8 @@ class Cache:
             ValueError: *ttl* is no number of seconds above 0.
         """
         started = time.perf_counter()
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping: values by key, as a dict; not {type(mapping).__name__}")
         seconds = self._settings.ttl if ttl is None else check_ttl(ttl)
         deadline = self._deadline(timeout)
         names = {key: self._keys.name(key) for key in mapping}
@@ -255,6 +264,7 @@ class Cache:
         try:
             self._check_usable()
             for key, (name, digest) in names.items():
+                _check_time(deadline)
                 try:
                     # A jitter of its own for each: what is written together shall not expire so.
                     items.append((name, self._seal(mapping[key], digest), self._ttl_ms(seconds)))
@@ -313,7 +323,7 @@ class Cache:
 
     def health(self) -> Health:
         """Return how it is, from what is known already: asks nobody, waits for nothing."""
-        return Health()
+        return Health(status="degraded", reasons=("closed",)) if self._closed else Health()
 
     def give_up(
         self, operation: str, error: RedisError, started: float | None = None, keys: int = 1
@@ -371,14 +381,16 @@ class Cache:
             return Lookup(Outcome.MISS, reason="absent")
         entry = self._envelope.unseal(blob, digest)
         value = self._serializer.deserialize(entry.body)
-        validate = validate or self._validate
+        validate = self._validate if validate is None else validate
         if validate is not None:
             _check(value, validate)
         return Lookup(Outcome.HIT, value, max(0.0, self._now() - entry.created_ms / 1000))
 
     def _seal(self, value: Any, digest: bytes) -> bytes:
         body = self._serializer.serialize(value)
-        return self._envelope.seal(Entry(body=body, created_ms=int(self._now() * 1000)), digest)
+        return self._envelope.seal(
+            Entry(body=body, created_ms=max(0, int(self._now() * 1000))), digest
+        )
 
     def _set_many(
         self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
@@ -426,7 +438,7 @@ class Cache:
             try:
                 self._ask(self._store.delete, names, deadline)
             except RedisError as error:
-                self._monitor.record("discard", error.outcome, error.reason, 0.0)
+                self._monitor.record("discard", Outcome.UNAVAILABLE, error.reason, 0.0)
 
     def _deadline(self, timeout: Timeout) -> Deadline:
         if isinstance(timeout, Deadline):
@@ -506,7 +518,7 @@ class RedisCache(Cache):
         usage = self._connection.usage()
         state = self._breaker.state
         reasons = []
-        if self._closed:
+        if self._closed or self._connection.closed:
             reasons.append("closed")
         if state != "closed":
             reasons.append(f"breaker_{state}")
@@ -594,8 +606,11 @@ class LocalCache(Cache):
         """
         if settings is None:
             settings = CacheSettings(memory=True, max_entries=max_entries, ttl=ttl, ttl_jitter=0.0)
+        if store is None:
+            store = LocalStore(settings.max_entries, clock)
+            on_close = on_close or store.close
         super().__init__(
-            LocalStore(settings.max_entries, clock) if store is None else store,
+            store,
             settings,
             monitor=monitor or Monitor(settings.namespace),
             serializer=serializer,
@@ -606,13 +621,23 @@ class LocalCache(Cache):
 
 
 def _texts(keys: Iterable[str]) -> Iterable[str]:
-    if isinstance(keys, (str, bytes)):
-        raise TypeError("keys: several keys as a list or the like, not one text")
+    if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
+        raise TypeError(f"keys: several keys as a list or the like, not {type(keys).__name__}")
     return keys
+
+
+def _check_time(deadline: Deadline) -> None:
+    if deadline.expired:
+        raise RedisHurriedError("the deadline was over before the value was ready to be sent")
 
 
 def _check(value: Any, validate: Validate) -> None:
     ask = getattr(validate, "model_validate", None) or getattr(validate, "validate_python", None)
+    if not callable(ask or validate):
+        raise TypeError(
+            "validate: a callable, or a type with model_validate or validate_python;"
+            f" not {type(validate).__name__}"
+        )
     if inspect.iscoroutinefunction(ask or validate):
         raise TypeError("validate: a plain function, not a coroutine function: nobody awaits it")
     try:
@@ -621,5 +646,5 @@ def _check(value: Any, validate: Validate) -> None:
         raise RedisCorruptEntryError(
             "the value did not pass its validation", reason="invalid"
         ) from error
-    if ask is None and accepted is not None and not accepted:
+    if ask is None and accepted is False:
         raise RedisCorruptEntryError("the value did not pass its validation", reason="invalid")

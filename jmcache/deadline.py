@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+_DAY_S = 86400.0  # the system's own waits take no more than some weeks
+
 
 class Deadline:
     """A moment on a monotonic clock that every wait of one call is cut to.
@@ -21,16 +23,16 @@ class Deadline:
         """Start now.
 
         Args:
-            seconds: The whole budget, above 0 and finite.
+            seconds: The whole budget, above 0 and at most a day.
             clock: Seconds, never going back.
 
         Raises:
-            ValueError: *seconds* is not a finite number above 0.
+            ValueError: *seconds* is no number above 0, or more than a day.
         """
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
             raise ValueError(f"timeout: seconds as a number above 0, not {type(seconds).__name__}")
-        if not 0 < seconds < math.inf:
-            raise ValueError(f"timeout: seconds as a number above 0, not {seconds!r}")
+        if not 0 < seconds <= _DAY_S:
+            raise ValueError("timeout: seconds as a number above 0 and at most a day")
         self._clock = clock
         self.at = clock() + seconds
 

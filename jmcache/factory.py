@@ -104,6 +104,7 @@ class RedisCacheFactory:
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _default: ClassVar[CacheSettings | None] = None  # guarded by _lock
+    _kept: ClassVar[_Backend | _LocalBackend | None] = None  # the default's; guarded by _lock
     _backends: ClassVar[dict[Hashable, _Backend | _LocalBackend]] = {}  # guarded by _lock
 
     @classmethod
@@ -122,11 +123,10 @@ class RedisCacheFactory:
         """
         chosen = _coerce(settings, {})
         with cls._lock:
-            if cls._default != chosen:
-                previous, cls._default = cls._default, chosen
-                cls._acquire(chosen)
-            else:
-                previous = None
+            if cls._default == chosen:
+                return chosen
+            cls._default = chosen
+            previous, cls._kept = cls._kept, cls._acquire(chosen)
         if previous is not None:
             cls._release(previous)
         return chosen
@@ -172,7 +172,7 @@ class RedisCacheFactory:
         else:
             with cls._lock:
                 backend = cls._acquire(chosen)
-            release = partial(cls._release, chosen)
+            release = partial(cls._release, backend)
         if isinstance(backend, _LocalBackend):
             return LocalCache(
                 settings=chosen,
@@ -229,7 +229,7 @@ class RedisCacheFactory:
         with cls._lock:
             backends = list(cls._backends.values())
             cls._backends.clear()
-            cls._default = None
+            cls._default = cls._kept = None
         for backend in backends:
             backend.close()
 
@@ -244,16 +244,14 @@ class RedisCacheFactory:
         return backend
 
     @classmethod
-    def _release(cls, settings: CacheSettings) -> None:
-        identity = settings.connection_identity()
+    def _release(cls, backend: _Backend | _LocalBackend) -> None:
         with cls._lock:
-            backend = cls._backends.get(identity)
-            if backend is None:  # shut down already
-                return
             backend.users -= 1
-            if backend.users:
+            if backend.users > 0:
                 return
-            del cls._backends[identity]
+            for identity, known in tuple(cls._backends.items()):
+                if known is backend:
+                    del cls._backends[identity]
         backend.close()
 
     @classmethod

@@ -270,6 +270,27 @@ def test_an_open_breaker_answers_without_a_thread(free_port: int) -> None:
         made.sync.close()
 
 
+def test_closing_cancels_nobodys_task() -> None:
+    """An application takes a CancelledError for its own, and ends what it was doing."""
+    gate = Gate()
+    adapter = AsyncRedisCache(gate, max_threads=1)
+
+    async def use() -> list[Lookup]:
+        calls = [asyncio.create_task(adapter.lookup("k")) for _ in range(5)]
+        await asyncio.to_thread(gate.entered.acquire, timeout=10)
+        await adapter.aclose()
+        gate.opened.set()
+        return await asyncio.gather(*calls)
+
+    assert {found.reason for found in asyncio.run(use())} == {"closed"}
+
+
+def test_a_wrong_timeout_is_refused_also_where_nothing_waits() -> None:
+    """It would be found in production, where something does."""
+    with pytest.raises(ValueError, match="timeout"):
+        asyncio.run(AsyncRedisCache(LocalCache()).get("k", timeout=-1))
+
+
 def test_a_closed_adapter_answers_as_unavailable(redis_server: PrivateServer) -> None:
     """A request that comes during shutdown gets no results, not a traceback."""
     made = RedisCacheFactory.create_async_cache(CacheSettings.from_url(redis_server.url))

@@ -11,6 +11,7 @@ import decimal
 import math
 import pickle
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -357,6 +358,47 @@ def test_every_key_of_a_bundle_counts(cache: Cache) -> None:
     stats = cache.stats()
     assert (stats.sets, stats.refused, stats.hits, stats.misses) == (2, 1, 2, 1)
     assert stats.deletes == 2
+
+
+@pytest.mark.parametrize("value", [[], {}, 0, "", None])
+def test_a_validator_may_return_the_value(cache: Cache, value: object) -> None:
+    """An empty match list is a result; thrown away, it would be computed every time."""
+    cache.set("k", value)
+    assert cache.lookup("k", validate=lambda found: found).outcome is Outcome.HIT
+
+
+@pytest.mark.parametrize("validate", [5, "x", 0])
+def test_what_cannot_be_called_does_not_validate(cache: Cache, validate: object) -> None:
+    """Taken for a no, it would remove every entry it is asked about."""
+    cache.set("k", 1)
+    with pytest.raises(TypeError, match="validate"):
+        cache.get("k", validate=validate)
+    assert cache.get("k") == 1
+
+
+@pytest.mark.parametrize("given", [None, 5, "ab", ["a", "b"], {"a"}])
+def test_what_holds_no_values_by_key_is_refused(cache: Cache, given: object) -> None:
+    """The error has to name the argument, not what went wrong three calls further down."""
+    with pytest.raises(TypeError, match="mapping"):
+        cache.set_many(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["get_many", "delete_many"])
+@pytest.mark.parametrize("given", [None, 5, b"ab"])
+def test_what_is_no_list_of_keys_is_refused(cache: Cache, method: str, given: object) -> None:
+    """The same for keys."""
+    with pytest.raises(TypeError, match="keys"):
+        getattr(cache, method)(given)
+
+
+def test_large_bundles_end_within_their_deadline(cache: Cache) -> None:
+    """Sealing and decoding take time too, and nobody waits for them longer than for the network."""
+    cache.set_many({f"{number}": "x" * 700_000 for number in range(100)}, timeout=20.0)
+    started = time.monotonic()
+    cache.get_many([f"{number}" for number in range(100)], timeout=0.1)
+    cache.set_many({f"{number}": "x" * 700_000 for number in range(100)}, timeout=0.1)
+    assert time.monotonic() - started < 2 * (0.1 + 0.1)
+    cache.delete_many([f"{number}" for number in range(100)], timeout=5.0)
 
 
 def test_a_coroutine_function_does_not_validate(cache: Cache) -> None:

@@ -36,6 +36,13 @@ def _redis(cache: object) -> RedisCache:
     return cache
 
 
+def _wait_for(true: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + 5.0
+    while not true():
+        assert time.monotonic() < ends_at
+        time.sleep(0.001)
+
+
 def test_caches_of_one_redis_share_its_connections(settings: MakeSettings) -> None:
     """Ten namespaces with ten pools each would eat the server's client limit."""
     chosen = settings()
@@ -61,6 +68,19 @@ def test_closing_one_cache_leaves_the_others_alone(settings: MakeSettings) -> No
     first.close()
     first.close()
     assert second.set("k", 1) is True
+
+
+def test_closing_a_cache_of_before_a_shutdown_leaves_the_new_ones_alone(
+    settings: MakeSettings,
+) -> None:
+    """An application that is torn down late would take the next one's cache away for good."""
+    old = RedisCacheFactory.create_cache(settings())
+    RedisCacheFactory.shutdown()
+    assert old.health().status == "degraded"
+    new = RedisCacheFactory.create_cache(settings())
+    old.close()
+    assert new.set("k", 1) is True
+    assert new.health().status == "ok"
 
 
 def test_the_last_one_closed_closes_the_connections(
@@ -132,7 +152,7 @@ def test_warming_up_connects_and_starts_the_health_thread(settings: MakeSettings
     """The first task of a worker should not be the one that waits for a handshake."""
     cache = _redis(RedisCacheFactory.create_cache(settings()))
     RedisCacheFactory.warm_up()
-    assert cache._health._thread is not None
+    _wait_for(lambda: cache._health.running)
     assert cache._connection.usage().idle == 1
 
 
@@ -174,9 +194,9 @@ def test_the_health_thread_starts_with_the_first_call_and_ends_with_the_last_cac
     cache = _redis(RedisCacheFactory.create_cache(settings()))
     assert cache._health._thread is None
     cache.get("k")
+    _wait_for(lambda: cache._health.running)
     thread = cache._health._thread
     assert thread is not None
-    assert thread.is_alive()
     cache.close()
     thread.join(timeout=5)
     assert not thread.is_alive()
