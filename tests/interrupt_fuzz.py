@@ -1,15 +1,17 @@
 """Interrupts a program that caches, at random moments, and looks for what that broke.
 
-    python tests/interrupt_fuzz.py 20000 [seed]
+    python tests/interrupt_fuzz.py 20000 [--storm] [--seed N]
 
 A timer's signal handler raises in the main thread, in the middle of whatever it is doing, as
 Celery's soft time limit does, while other threads use the same two connections. Every value
 carries its key. The exceptions are kept with their tracebacks, as an error tracker keeps them.
+In a storm the timer goes on, so that cleaning up is interrupted as well, again and again.
 Prints one JSON object; a hang prints all stacks and ends with exit code 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import json
 import os
@@ -36,11 +38,6 @@ class SoftLimit(Exception):  # noqa: N818 - Celery's is named so
     """An ordinary Exception, as Celery's SoftTimeLimitExceeded is one."""
 
 
-def raise_something(_signal: int, _frame: FrameType | None) -> None:
-    # The recipe of many programs for a time limit of their own is the second one.
-    raise SoftLimit if random.random() < 0.5 else TimeoutError("took too long")
-
-
 def value_of(name: bytes) -> bytes:
     return name * 100
 
@@ -48,8 +45,10 @@ def value_of(name: bytes) -> bytes:
 class Fuzz:
     """One run."""
 
-    def __init__(self, server: PrivateServer, seed: int) -> None:
+    def __init__(self, server: PrivateServer, seed: int, storm: bool) -> None:
         self.server = server
+        self.storm = storm
+        self.armed = False
         self.manager = RedisConnectionManager(
             CacheSettings.from_url(server.url, max_connections=LIMIT)
         )
@@ -71,7 +70,7 @@ class Fuzz:
         threads = [threading.Thread(target=self.traffic, args=(n,), daemon=True) for n in range(3)]
         for thread in threads:
             thread.start()
-        signal.signal(signal.SIGALRM, raise_something)
+        signal.signal(signal.SIGALRM, self.interrupt)
         began = time.monotonic()
         while len(self.kept) < interrupts:
             self.interrupted_call()
@@ -79,7 +78,8 @@ class Fuzz:
         self.stop.set()
         for thread in threads:
             thread.join(timeout=10)
-        usage = self.manager.usage()
+        usage, waiting = self.manager.usage(), len(self.manager._pool._waiters)
+        full_after_s, parallel = self.wait_until_full()
         return {
             "interrupts": len(self.kept),
             "calls": self.calls,
@@ -89,8 +89,9 @@ class Fuzz:
             "swallowed": self.swallowed,
             "threads_hung": sum(thread.is_alive() for thread in threads),
             "in_use": usage.in_use,
-            "waiting": len(self.manager._pool._waiters),
-            "parallel": self.parallel_calls(),
+            "waiting": waiting,
+            "parallel": parallel,
+            "full_after_s": full_after_s,
             "descriptors_leaked": max(
                 0, len(list(Path("/proc/self/fd").iterdir())) - descriptors - LIMIT
             ),
@@ -99,12 +100,23 @@ class Fuzz:
             ),
         }
 
+    def interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.armed:
+            self.armed = self.storm
+            # The recipe of many programs for a time limit of their own is the second one.
+            raise SoftLimit if random.random() < 0.5 else TimeoutError("took too long")
+
     def interrupted_call(self) -> None:
-        widest = 1e-3 if self.random.random() < 0.5 else 150e-6
+        first_s = self.random.uniform(1e-6, self.random.choice([150e-6, 1e-3]))
+        again_s = self.random.uniform(50e-6, 400e-6) if self.storm else 0.0
         try:
-            signal.setitimer(signal.ITIMER_REAL, self.random.uniform(1e-6, widest))
-            self.call(self.random)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                self.armed = True
+                signal.setitimer(signal.ITIMER_REAL, first_s, again_s)
+                self.call(self.random)
+            finally:
+                self.armed = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
             self.calls += 1
         except (SoftLimit, TimeoutError) as error:
             self.kept.append(error)
@@ -115,14 +127,14 @@ class Fuzz:
         manager, what = self.manager, chance.random()
         name = chance.choice(NAMES)
         if what < 0.6:
-            self.check(manager.get(name, Deadline(5.0)), value_of(name))
+            self.check(manager.get(name, Deadline(2.0)), value_of(name))
         elif what < 0.8:
             names = chance.sample(NAMES, 5)
-            self.check(manager.get_many(names, Deadline(5.0)), [value_of(one) for one in names])
+            self.check(manager.get_many(names, Deadline(2.0)), [value_of(one) for one in names])
         elif what < 0.9:
-            manager.set(name, value_of(name), 3_600_000, Deadline(5.0))
+            manager.set(name, value_of(name), 3_600_000, Deadline(2.0))
         elif what < 0.95:
-            manager.ping(Deadline(5.0))
+            manager.ping(Deadline(2.0))
         else:
             manager.drop_connections()
 
@@ -138,6 +150,14 @@ class Fuzz:
             except RedisError as error:
                 self.errors.append(repr(error))
             time.sleep(0.0005)
+
+    def wait_until_full(self) -> tuple[float, int]:
+        began = time.monotonic()
+        while True:
+            before_s = time.monotonic() - began
+            parallel = self.parallel_calls()
+            if parallel == LIMIT or before_s > 10.0:
+                return round(before_s), parallel
 
     def parallel_calls(self) -> int:
         """How many calls a frozen server keeps waiting at the same time, out of LIMIT."""
@@ -164,12 +184,15 @@ class Fuzz:
 
 
 def main() -> None:
-    interrupts = int(sys.argv[1])
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else int.from_bytes(os.urandom(4))
-    faulthandler.dump_traceback_later(30 + interrupts / 100, exit=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("interrupts", type=int)
+    parser.add_argument("--storm", action="store_true")
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
+    chosen = parser.parse_args()
+    faulthandler.dump_traceback_later(30 + chosen.interrupts / 100, exit=True)
     with PrivateServer() as server:
-        report = Fuzz(server, seed).run(interrupts)
-    print(json.dumps({"seed": seed, **report}))
+        report = Fuzz(server, chosen.seed, chosen.storm).run(chosen.interrupts)
+    print(json.dumps(vars(chosen) | report))
 
 
 if __name__ == "__main__":

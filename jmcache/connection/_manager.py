@@ -216,8 +216,14 @@ class RedisConnectionManager:
                 raise
             raise self._suspect(self._translate(error)) from error
         finally:
-            if loan:  # interrupted in the lines that were to empty it
-                pool.discard(loan)
+            interrupt: BaseException | None = None
+            while loan:  # interrupted in the lines that were to empty it, or here
+                try:
+                    pool.discard(loan)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
         return answers
 
     def _suspect(self, error: RedisError) -> RedisError:

@@ -11,6 +11,7 @@ borrower owns, and back. Whatever is still in the loan when the call ends is clo
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import time
 import weakref
@@ -26,25 +27,30 @@ Loan = list[Any]  # of one connection, or empty
 
 _WAIT_SHARE = 0.8  # of the deadline may go into waiting for a connection; the rest is to ask with
 _LOOK_AGAIN_S = 0.02  # a wake-up that was lost to an interrupted thread costs no more than this
+_GONE_AFTER_S = 0.2  # a waiter looks ten times in it, unless its thread was interrupted
 _LOST_AFTER_S = 1.0  # past its call's deadline: whoever had it cannot be using it any more
+_NEVER_MISSED = (math.inf, math.nan)
+_TICKET = operator.attrgetter("ticket")  # in C: a variable of ours would hold the connection
 
 
 class Ticket(weakref.ref[Any]):
     """What the pool knows of a connection without holding it."""
 
-    __slots__ = ("due", "epoch")
+    __slots__ = ("due", "epoch", "missed")
 
-    due: float  # monotonic seconds when the call that has it is over; inf while idle
+    due: float  # monotonic seconds when the call that has it, or had it last, is over
     epoch: object  # of the pool when it was made; None when it must not be used again
+    missed: tuple[float, float]  # since when nobody had it though it was not idle, and its due then
 
 
 class _Waiter:
     """A thread's place in the queue for a connection."""
 
-    __slots__ = ("bell", "until")
+    __slots__ = ("bell", "passed_over", "seen")
 
-    def __init__(self, until: float) -> None:
-        self.until = until  # monotonic seconds; past it, its thread is gone
+    def __init__(self) -> None:
+        self.seen = time.monotonic()  # when its thread last looked whether it is its turn
+        self.passed_over = False  # its thread was not seen for long, and lost its place
         self.bell = threading.Lock()
         self.bell.acquire()
 
@@ -106,12 +112,10 @@ class Pool(redis.ConnectionPool):
 
     def give_back(self, loan: Loan) -> None:
         """Take back what is in *loan* after an exchange that was read whole."""
-        ticket = loan[0].ticket
-        epoch = ticket.epoch
+        epoch = loan[0].ticket.epoch
         if epoch is not self._epoch or self._closed:
             self.discard(loan)
             return
-        ticket.due = math.inf
         self._idle.append(loan.pop())
         if epoch is not self._epoch or self._closed:  # since the line above
             self._close_idle()
@@ -173,7 +177,7 @@ class Pool(redis.ConnectionPool):
             if len(self._alive) < self.max_connections:
                 # The set drops it by itself, in C, when the connection is no more.
                 ticket = Ticket(loan[0], self._alive.discard)
-                ticket.due, ticket.epoch = math.inf, self._epoch
+                ticket.due, ticket.epoch, ticket.missed = 0.0, self._epoch, _NEVER_MISSED
                 self._alive.add(ticket)
                 loan[0].ticket = ticket
                 return True
@@ -181,24 +185,33 @@ class Pool(redis.ConnectionPool):
         return False
 
     def _forget_lost(self) -> bool:
-        # Who is interrupted twice, and again while cleaning up, can leave one in a loan that a
-        # kept traceback keeps. No call outlives its deadline, so it is known by its age.
+        # Who is interrupted again and again while cleaning up can leave a connection in a loan
+        # that a kept traceback keeps. No call outlives its deadline, and nobody is on the way
+        # from one place to the other for long, so it is known by its age.
         now = time.monotonic()
-        for ticket in self._alive.copy():
-            if ticket.due + _LOST_AFTER_S < now:
+        idle = set(map(_TICKET, self._idle.copy()))
+        for ticket in self._alive - idle:
+            if ticket.due >= now:
+                continue
+            since, due = ticket.missed
+            if due != ticket.due:
+                ticket.missed = (now, ticket.due)
+            elif since + _LOST_AFTER_S < now:
                 ticket.epoch = None
                 self._alive.discard(ticket)
         return len(self._alive) < self.max_connections
 
     def _wait(self, loan: Loan, seconds: float) -> None:
-        waiter = _Waiter(time.monotonic() + seconds)
+        waiter = _Waiter()
+        until = waiter.seen + seconds
         try:
             self._waiters.append(waiter)
-            while not self._is_served(waiter, loan):
-                left_s = waiter.until - time.monotonic()
-                if left_s <= 0.0:
-                    break
-                waiter.bell.acquire(timeout=min(left_s, _LOOK_AGAIN_S))
+            while not self._is_served(waiter, loan) and waiter.seen < until:
+                waiter.bell.acquire(timeout=min(until - waiter.seen, _LOOK_AGAIN_S))
+                waiter.seen = time.monotonic()
+                if waiter.passed_over:
+                    waiter.passed_over = False
+                    self._waiters.append(waiter)
             self._leave(waiter)
         finally:
             self._leave(waiter)  # again, for one who was interrupted in the line above
@@ -215,11 +228,12 @@ class Pool(redis.ConnectionPool):
         while self._waiters:
             try:
                 first = self._waiters[0]
-                if first.until >= now:
+                if first.seen + _GONE_AFTER_S >= now:
                     return first
                 self._waiters.remove(first)
             except (IndexError, ValueError):  # it left
                 continue
+            first.passed_over = True
         return None
 
     def _leave(self, waiter: _Waiter) -> None:
