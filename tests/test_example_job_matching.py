@@ -19,7 +19,8 @@ from fastapi.testclient import TestClient
 
 from jmcache import RedisCacheFactory
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "examples" / "job_matching"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = ROOT / "docs" / "examples" / "job_matching"
 OURS = ("app", "showcase", "tasks", "worker", "demo")  # its top-level modules
 MARK = "JOBS_EXAMPLE_TEST"  # a variable that everything the demo starts inherits
 
@@ -163,7 +164,7 @@ def test_processes_with_different_hash_seeds_rank_alike() -> None:
         subprocess.run(
             [sys.executable, "-c", RANK_ALL],
             cwd=EXAMPLE,
-            env={**os.environ, "PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
             check=True,
@@ -248,7 +249,7 @@ def test_the_worker_answers_each_line_of_its_input() -> None:
     done = subprocess.run(
         [sys.executable, "worker.py"],
         cwd=EXAMPLE,
-        env={**os.environ, "REDIS_URL": "memory://"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": "memory://"},
         input="c00001\n\nnobody\nc00001\n",
         capture_output=True,
         text=True,
@@ -306,7 +307,12 @@ class Demo:
     def __init__(self, *arguments: str) -> None:
         # Not pytest's: its path is too long for the server, which would go elsewhere.
         self.folder = Path(tempfile.mkdtemp(prefix="demo-test-"))
-        environ = {**os.environ, "TMPDIR": str(self.folder), MARK: self.folder.name}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(self.folder),
+            MARK: self.folder.name,
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", SHORT_DEMO, *arguments],
             cwd=EXAMPLE,
