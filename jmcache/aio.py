@@ -156,8 +156,7 @@ class AsyncRedisCache:
     async def _call(
         self, operation: str, method: Callable[..., T], *args: Any, timeout: Timeout, **options: Any
     ) -> T:
-        if not isinstance(timeout, Deadline):
-            timeout = Deadline(self.settings.operation_timeout if timeout is None else timeout)
+        timeout = Deadline.of_call(timeout, self.settings.operation_timeout)
         if self._cache.answers_at_once:
             if isinstance(self._cache, RedisCache):
                 # Should the breaker let this one through after all, it must wait for nothing.

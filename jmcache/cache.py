@@ -441,9 +441,7 @@ class Cache:
                 self._monitor.record("discard", Outcome.UNAVAILABLE, error.reason, 0.0)
 
     def _deadline(self, timeout: Timeout) -> Deadline:
-        if isinstance(timeout, Deadline):
-            return timeout
-        return Deadline(self._settings.operation_timeout if timeout is None else timeout)
+        return Deadline.of_call(timeout, self._settings.operation_timeout)
 
     def _ttl_ms(self, ttl: float | None) -> int:
         seconds = self._settings.ttl if ttl is None else check_ttl(ttl)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Self
 
-_DAY_S = 86400.0  # the system's own waits take no more than some weeks
+_DAY_S = 86400.0  # the system's own waits overflow after some weeks
 
 
 class Deadline:
@@ -23,18 +24,37 @@ class Deadline:
         """Start now.
 
         Args:
-            seconds: The whole budget, above 0 and at most a day.
+            seconds: The whole budget, above 0 and finite.
             clock: Seconds, never going back.
 
         Raises:
-            ValueError: *seconds* is no number above 0, or more than a day.
+            ValueError: *seconds* is not a finite number above 0.
         """
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
             raise ValueError(f"timeout: seconds as a number above 0, not {type(seconds).__name__}")
-        if not 0 < seconds <= _DAY_S:
-            raise ValueError("timeout: seconds as a number above 0 and at most a day")
+        if not 0 < seconds <= sys.float_info.max:
+            raise ValueError("timeout: seconds as a finite number above 0")
         self._clock = clock
         self.at = clock() + seconds
+
+    @classmethod
+    def of_call(cls, timeout: float | Deadline | None, default_s: float) -> Deadline:
+        """Return the deadline that a caller's ``timeout`` argument asks for.
+
+        Args:
+            timeout: Seconds, at most a day; one that runs already; or None for *default_s*.
+
+        Raises:
+            ValueError: *timeout* is no number of seconds above 0, or more than a day.
+        """
+        if isinstance(timeout, Deadline):
+            return timeout
+        if timeout is None:
+            return cls(default_s)
+        deadline = cls(timeout)
+        if timeout > _DAY_S:
+            raise ValueError("timeout: seconds as a number above 0 and at most a day")
+        return deadline
 
     @classmethod
     def over(cls) -> Self:
