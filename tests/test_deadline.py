@@ -44,7 +44,7 @@ def test_it_refuses_what_is_no_number_of_seconds(seconds: object) -> None:
 def test_a_callers_timeout_is_at_most_a_day() -> None:
     """The system's own waits overflow after some weeks, in the middle of an exchange."""
     assert Deadline.of_call(86400.0, 1.0).remaining() > 86399.0
-    with pytest.raises(ValueError, match="timeout: .* at most a day"):
+    with pytest.raises(ValueError, match=r"timeout: .* at most a day"):
         Deadline.of_call(86401.0, 1.0)
 
 
