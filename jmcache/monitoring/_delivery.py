@@ -164,8 +164,7 @@ class Delivery:
                     self._deliver(report)
                 for gate in gates:
                     gate.release()
-                if not self._closed:
-                    bell.acquire(timeout=PAUSE_S)
+                bell.acquire(timeout=PAUSE_S)
         finally:
             with self._lock:
                 if turn == self._turn:
