@@ -228,9 +228,7 @@ def test_a_warm_up_opens_a_connection_and_starts_the_health_thread(
         worker_process_init.send(sender=None)
         usage = cache._connection.usage()
         assert usage.idle + usage.in_use >= 1  # the health thread may be using it, or one more
-        thread = cache._health._thread
-        assert thread is not None
-        assert wait_until(thread.is_alive)  # nobody waits for its start
+        assert wait_until(lambda: cache._health.running)  # nobody waits for its start
 
 
 @pytest.mark.usefixtures("signals")
