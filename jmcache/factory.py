@@ -249,10 +249,15 @@ class RedisCacheFactory:
             backend.users -= 1
             if backend.users > 0:
                 return
-            for identity, known in tuple(cls._backends.items()):
-                if known is backend:
-                    del cls._backends[identity]
+            cls._forget(backend)
         backend.close()
+
+    @classmethod
+    def _forget(cls, backend: _Backend | _LocalBackend) -> None:
+        # No loop directly in the `with`: see jmcache.fork.
+        for identity, known in tuple(cls._backends.items()):
+            if known is backend:
+                del cls._backends[identity]
 
     @classmethod
     def _renew_in_child(cls) -> None:

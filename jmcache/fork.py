@@ -24,8 +24,14 @@ def renew_in_child(renew: Callable[[], None]) -> None:
     thread of the child; it must replace locks, never take them.
     """
     with _lock:
-        _renewals[:] = [known for known in _renewals if known() is not None]
-        _renewals.append(weakref.WeakMethod(renew))
+        _add(weakref.WeakMethod(renew))
+
+
+def _add(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
+    # A function of its own: 3.12 and 3.13 do not cover the last jump of a loop that stands directly
+    # in a `with`, and a time limit that arrives there would leave the lock held.
+    _renewals[:] = [known for known in _renewals if known() is not None]
+    _renewals.append(reference)
 
 
 def _renew_all() -> None:
