@@ -326,8 +326,23 @@ def test_a_dropped_connection_that_comes_back_late_is_not_lent_again(
     stale = pool._idle[0]
     manager.drop_connections()
     pool._idle.append(stale)
+    loan: list[Any] = []
+    pool.borrow(loan, soon())
+    assert loan[0] is not stale
+
+
+def test_a_dropped_connection_that_comes_back_leaves_the_new_ones_alone(
+    redis_server: PrivateServer, manage: Manage
+) -> None:
+    """After a failover each old connection would take the new ones with it."""
+    manager = manage(CacheSettings.from_url(redis_server.url))
+    pool = manager._pool
+    old: list[Any] = []
+    pool.borrow(old, soon())
+    manager.drop_connections()
     manager.ping(soon())
-    assert stale not in pool._idle
+    pool.give_back(old)
+    assert (manager.usage().in_use, manager.usage().idle) == (0, 1)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

@@ -522,8 +522,8 @@ def test_values_go_both_ways_over_tls(certificates: Certificates, manage: Manage
         manager = manage(server.settings(tls=True, tls_ca_certs=certificates.authority))
         for _ in range(3):
             assert manager.get(b"a", soon()) == b"a" * 1_000_000
-            manager.set(b"b", b"b" * 5_000_000, MINUTE_MS, soon())
-        assert server.asked()[-1][2] == b"b" * 5_000_000
+            manager.set(b"b", b"b" * 300_000, MINUTE_MS, soon())
+        assert server.asked()[-1][2] == b"b" * 300_000
         assert len(server.clients) == 1
 
 

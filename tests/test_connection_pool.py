@@ -78,6 +78,24 @@ def test_no_more_connections_are_lent_than_the_limit(pool: Pool) -> None:
     assert borrowed(pool)[0]
 
 
+def test_two_that_find_the_last_place_at_once_share_it_out() -> None:
+    """Both would take it, and the limit be one too many for good."""
+    together = threading.Barrier(2)
+
+    class Slow(Plain):
+        def __init__(self, **options: object) -> None:
+            super().__init__(**options)
+            together.wait(timeout=5)
+
+    pool = Pool(Slow, 1)
+    loans: list[list[Any]] = [[], []]
+    with ThreadPoolExecutor(2) as threads:
+        grown = list(threads.map(pool._grow, loans))
+    assert sorted(grown) == [False, True]
+    assert sorted(map(len, loans)) == [0, 1]
+    assert pool.alive == 1
+
+
 def test_a_caller_keeps_a_fifth_of_its_time_to_ask(pool: Pool) -> None:
     """A connection that comes at the last moment is of no use any more."""
     loans = [borrowed(pool), borrowed(pool)]
@@ -86,6 +104,13 @@ def test_a_caller_keeps_a_fifth_of_its_time_to_ask(pool: Pool) -> None:
         borrowed(pool, 0.5)
     assert 0.35 < time.perf_counter() - began < 0.48
     del loans
+
+
+@pytest.fixture
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits is woken, or waits in vain."""
+    monkeypatch.setattr(_pool, "_LOOK_AGAIN_S", 60.0)
+    monkeypatch.setattr(_pool, "_GONE_AFTER_S", 60.0)
 
 
 def queue_up(pool: Pool, count: int, serve: Callable[[int, list[Any]], None]) -> list[Any]:
@@ -102,7 +127,7 @@ def queue_up(pool: Pool, count: int, serve: Callable[[int, list[Any]], None]) ->
     return threads
 
 
-def test_who_came_first_is_served_first(pool: Pool) -> None:
+def test_who_came_first_is_served_first(pool: Pool, no_second_look: None) -> None:
     """Under load some threads would starve while others overtake them."""
     loans = [borrowed(pool), borrowed(pool)]
     served: list[int] = []
@@ -138,7 +163,7 @@ def test_a_newcomer_does_not_overtake_the_queue(pool: Pool) -> None:
     threads[0].join(timeout=5)
 
 
-def test_a_place_that_comes_free_is_taken_at_once(pool: Pool) -> None:
+def test_a_place_that_comes_free_is_taken_at_once(pool: Pool, no_second_look: None) -> None:
     """A connection that failed must not cost those who wait for it their deadlines."""
     loans = [borrowed(pool), borrowed(pool)]
     waited: list[float] = []
@@ -272,8 +297,8 @@ def test_the_server_never_sees_more_clients_than_the_limit(
 # Interrupts ------------------------------------------------------------------------------------
 
 
-class Interrupt(Exception):  # noqa: N818 - it is no error
-    """What a signal handler raises: an ordinary Exception, as Celery's soft time limit is."""
+class Interrupt(TimeoutError):  # noqa: N818 - it is no error
+    """What a signal handler raises: no BaseException, and of the kind that is easily swallowed."""
 
 
 class Interrupter:
@@ -341,26 +366,28 @@ def test_an_interrupt_at_any_point_costs_nothing_but_the_call(
     manager.set_many([(name, b"value of " + name, MINUTE_MS) for name in (b"k", b"l")], soon())
     kept = []  # as an error tracker keeps exceptions, with their tracebacks and all frames
     before_it = open_files()
-    for point in range(2000):
-        before(manager)
-        with Interrupter(point) as interrupter:
-            try:
-                step(manager)
-            except Interrupt as error:
-                kept.append(error)
-            except RedisTimeoutError:
-                assert step is STEPS["a timeout"][0]
-        pool = manager._pool
-        assert manager.usage().in_use == 0, point
-        assert not pool._waiters, point
-        assert not pool._grow_lock.locked(), point
-        # With one connection in all: a lost slot, or one step out of step, shows here.
-        assert manager.get(b"l", soon()) == b"value of l", point
-        assert manager.get(b"k", soon()) == b"value of k", point
-        if not interrupter.done:
-            break
-    assert len(kept) > 10
-    assert len(kept) == point
+    for _ in range(2):  # what the first round's tracebacks keep may hurt the second
+        kept_before = len(kept)
+        for point in range(2000):
+            before(manager)
+            with Interrupter(point) as interrupter:
+                try:
+                    step(manager)
+                except Interrupt as error:
+                    kept.append(error)
+                except RedisTimeoutError:
+                    assert step is STEPS["a timeout"][0]
+            pool = manager._pool
+            assert manager.usage().in_use == 0, point
+            assert not pool._waiters, point
+            assert not pool._grow_lock.locked(), point
+            # With one connection in all: a lost slot, or one step out of step, shows here.
+            assert manager.get(b"l", soon()) == b"value of l", point
+            assert manager.get(b"k", soon()) == b"value of k", point
+            if not interrupter.done:
+                break
+        assert point > 10
+        assert len(kept) - kept_before == point  # nobody swallowed one
     assert open_files() <= before_it + 1
     manager.close()
 
@@ -368,7 +395,7 @@ def test_an_interrupt_at_any_point_costs_nothing_but_the_call(
 def test_a_waiter_that_is_interrupted_at_any_point_leaves_no_ghost(pool: Pool) -> None:
     """Everybody behind it would wait for a thread that is gone."""
     kept = []
-    for point in range(500):
+    for point in [*range(60), *range(60)]:  # as above: twice; there are about 40
         loans = [borrowed(pool), borrowed(pool)]
         over = threading.Event()
 
@@ -381,7 +408,7 @@ def test_a_waiter_that_is_interrupted_at_any_point_leaves_no_ghost(pool: Pool) -
         giver = threading.Thread(target=give)
         giver.start()
         loan: list[Any] = []
-        with Interrupter(point) as interrupter:
+        with Interrupter(point):
             try:
                 pool.borrow(loan, Deadline(2.0))
             except Interrupt as error:
@@ -392,9 +419,7 @@ def test_a_waiter_that_is_interrupted_at_any_point_leaves_no_ghost(pool: Pool) -
         pool.discard(loans[1])
         assert not pool._waiters, point
         assert pool.alive == pool.idle, point
-        if not interrupter.done:
-            break
-    assert len(kept) > 10
+    assert len(kept) > 20
 
 
 def test_a_timer_that_raises_timeouterror_is_not_taken_for_a_slow_server(

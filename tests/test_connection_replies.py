@@ -103,6 +103,7 @@ OTHERS = {
         b"*2147483647\r\n",
         b"*2\r\n*2147483647\r\n",
         b"*2\r\n:1\r\n:2\r\n",
+        b"*2\r\n-1\r\na\r\n$1\r\na\r\n",
         b"*2\r\n-ERR in a list\r\n$1\r\na\r\n",
         b"*-1\r\n",
         b"$1\r\na\r\n",

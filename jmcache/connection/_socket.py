@@ -25,13 +25,12 @@ Address = tuple[Any, ...] | str
 class DeadlineSocket:
     """A stream socket that can be connected again. Used by one thread at a time."""
 
-    __slots__ = ("_deadline", "_poll", "_sock", "_tls")
+    __slots__ = ("_deadline", "_poll", "_sock")
 
     def __init__(self) -> None:
         # The C type: Python's own socket class has a constructor in which a signal handler's
         # exception can leave an open one behind, in a traceback that somebody keeps.
         self._sock: Any = None
-        self._tls: ssl.SSLSocket | None = None
         self._poll = select.poll()
         self._deadline = Deadline.over()
 
@@ -58,12 +57,12 @@ class DeadlineSocket:
 
     def secure(self, context: ssl.SSLContext, host: str) -> None:
         """Speak TLS from now on, with a server that *context* trusts to be *host*."""
-        self._sock = self._tls = context.wrap_socket(
+        self._sock = context.wrap_socket(
             self._sock, server_hostname=host, do_handshake_on_connect=False
         )
         while True:
             try:
-                self._tls.do_handshake()
+                self._sock.do_handshake()
             except ssl.SSLWantReadError:
                 self._await(select.POLLIN)
             except ssl.SSLWantWriteError:
@@ -73,15 +72,16 @@ class DeadlineSocket:
 
     def ready(self) -> bool:
         """True when it is connected and there is nothing to read, not even its end."""
-        if self._sock is None or self._poll.poll(0):
-            return False
-        return self._tls is None or not self._tls.pending()
+        return self._sock is not None and not self._poll.poll(0)
 
     def recv(self, size: int) -> bytes:
-        """Wait for at least one byte and return at most *size*; b"" is the end of the stream."""
+        """Wait for at least one byte and return at most *size*; b"" is the end of the stream.
+
+        Args:
+            size: Not below a TLS record's 16 KiB, or TLS would keep bytes that poll cannot see.
+        """
         while True:
-            if self._tls is None or not self._tls.pending():
-                self._await(select.POLLIN)
+            self._await(select.POLLIN)
             try:
                 data: bytes = self._sock.recv(size)
                 return data
@@ -119,7 +119,7 @@ class DeadlineSocket:
                 raise
         finally:
             sock.close()
-        self._sock = self._tls = None
+        self._sock = None
 
     def _await(self, event: int) -> None:
         poll = self._poll
