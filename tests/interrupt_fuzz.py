@@ -78,7 +78,7 @@ class Fuzz:
         self.stop.set()
         for thread in threads:
             thread.join(timeout=10)
-        usage, waiting = self.manager.usage(), len(self.manager._pool._waiters)
+        usage, waiting = self.manager.usage(), len(self.manager._server.pool._waiters)
         full_after_s, parallel = self.wait_until_full()
         return {
             "interrupts": len(self.kept),

@@ -465,7 +465,11 @@ def test_a_wrong_password_opens_the_breaker_at_once_and_is_never_shown(
             assert len(errors) == 1
             assert "password" in errors[0].getMessage()
             shown = [repr(cache), repr(settings), str(settings), repr(cache.health().as_dict())]
-            shown += [repr(cache.stats()), repr(cache._connection), repr(cache._connection._pool)]
+            shown += [
+                repr(cache.stats()),
+                repr(cache._connection),
+                repr(cache._connection._server.pool),
+            ]
             shown += [str(record.__dict__) for record in caplog.records]
             shown.append(caplog.text)
             assert not any(SECRET in text for text in shown)

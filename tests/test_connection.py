@@ -292,7 +292,7 @@ def test_a_connection_that_is_made_after_close_is_not_kept(manage: Manage) -> No
     """A call that was about to connect when the cache was closed leaves a socket for ever."""
     with ScriptedServer(answering(b"$1\r\nv\r\n")) as server:
         manager = manage(server.settings())
-        pool = manager._pool
+        pool = manager._server.pool
         grow = pool._grow
 
         def slow_grow(loan: list[Any]) -> bool:
@@ -322,7 +322,7 @@ def test_a_dropped_connection_that_comes_back_late_is_not_lent_again(
     """One that was on its way back while the pool was dropped leads to the old master too."""
     manager = manage(CacheSettings.from_url(redis_server.url))
     manager.ping(soon())
-    pool = manager._pool
+    pool = manager._server.pool
     stale = pool._idle[0]
     manager.drop_connections()
     pool._idle.append(stale)
@@ -336,7 +336,7 @@ def test_a_dropped_connection_that_comes_back_leaves_the_new_ones_alone(
 ) -> None:
     """After a failover each old connection would take the new ones with it."""
     manager = manage(CacheSettings.from_url(redis_server.url))
-    pool = manager._pool
+    pool = manager._server.pool
     old: list[Any] = []
     pool.borrow(old, soon())
     manager.drop_connections()
@@ -670,7 +670,7 @@ def test_no_repr_shows_a_password(guarded_server: PrivateServer, manage: Manage)
     """redis-py 6.4 prints it with its pool."""
     manager = manage(port=guarded_server.port, password=SECRET)
     manager.ping(soon())
-    pool = manager._pool
+    pool = manager._server.pool
     for shown in (manager, pool, pool._idle[0], pool._idle[0]._sock, manager.usage()):
         assert SECRET not in repr(shown)
         assert SECRET not in str(shown)

@@ -339,7 +339,7 @@ def test_one_answer_out_of_step_makes_all_connections_suspect(manage: Manage) ->
     with ScriptedServer(answering(b"+PONG\r\n", b"+PONG\r\n", b":42\r\n")) as server:
         manager = manage(server.settings())
         first, second = [], []
-        pool = manager._pool
+        pool = manager._server.pool
         pool.borrow(first, soon())
         pool.borrow(second, soon())
         for loan in (first, second):
@@ -391,7 +391,7 @@ def test_a_surplus_answer_is_nobodys(together: bool, manage: Manage) -> None:
             name = b"%d" % number
             assert manager.get(name, soon()) == name
             given.release()
-            idle = manager._pool._idle[0]
+            idle = manager._server.pool._idle[0]
             while idle._sock.ready() and not idle._replies.unread:
                 time.sleep(0.001)
 
@@ -636,7 +636,7 @@ def test_a_tls_port_that_is_silent_costs_the_deadline(
 ) -> None:
     """58.5 s with redis-py's defaults."""
     manager = manage(port=silent_port, tls=True, tls_ca_certs=certificates.authority)
-    manager._options["tls"].context()
+    manager._server.pool.connection_kwargs["tls"].context()
     fails(lambda d: manager.get(b"k", d), RedisTimeoutError)
 
 

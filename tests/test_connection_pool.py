@@ -346,7 +346,7 @@ STEPS: dict[str, tuple[Step, Step]] = {
     "get on a new connection": (lambda m: m.get(b"k", soon()), lambda m: m.drop_connections()),
     "get on a closed connection": (
         lambda m: m.get(b"k", soon()),
-        lambda m: (m.ping(soon()), m._pool._idle[0]._sock._sock.shutdown(2)),
+        lambda m: (m.ping(soon()), m._server.pool._idle[0]._sock._sock.shutdown(2)),
     ),
     "a timeout": (lambda m: m.get(b"k", Deadline(1e-9)), lambda m: m.ping(soon())),
     "drop_connections": (lambda m: m.drop_connections(), lambda m: m.ping(soon())),
@@ -377,7 +377,7 @@ def test_an_interrupt_at_any_point_costs_nothing_but_the_call(
                     kept.append(error)
                 except RedisTimeoutError:
                     assert step is STEPS["a timeout"][0]
-            pool = manager._pool
+            pool = manager._server.pool
             assert manager.usage().in_use == 0, point
             assert not pool._waiters, point
             assert not pool._grow_lock.locked(), point
@@ -526,21 +526,21 @@ def reads_right(manager: RedisConnectionManager, count: int = 50) -> bool:
 
 def test_parent_and_child_have_connections_of_their_own(manager: RedisConnectionManager) -> None:
     """Two processes on one socket read each other's answers."""
-    idle = manager._pool._idle[0]
+    idle = manager._server.pool._idle[0]
 
     def child() -> bool:
         return (
             manager.usage().idle == 0
             and reads_right(manager)
-            and manager._pool._idle[0] is not idle
+            and manager._server.pool._idle[0] is not idle
             and idle._sock._sock is None
         )
 
     assert in_child(child)
-    assert manager._pool._idle[0] is idle
+    assert manager._server.pool._idle[0] is idle
     assert idle._sock.ready()
     assert reads_right(manager)
-    assert manager._pool._idle[0] is idle
+    assert manager._server.pool._idle[0] is idle
 
 
 def test_a_child_says_nothing_on_its_parents_connections() -> None:
@@ -572,18 +572,18 @@ def test_a_child_says_nothing_on_its_parents_connections() -> None:
 
 def test_a_child_keeps_no_descriptor_of_its_parents(manager: RedisConnectionManager) -> None:
     """A prefork worker that lives for days would keep its parent's connections open."""
-    loans = [borrowed(manager._pool) for _ in range(3)]
+    loans = [borrowed(manager._server.pool) for _ in range(3)]
     for loan in loans:
         loan[0].exchange(b"*1\r\n$4\r\nPING\r\n", b"+PONG", 1, soon(), 0)
     idle_and_lent = [loan[0]._sock._sock.fileno() for loan in loans]
-    manager._pool.give_back(loans.pop())
+    manager._server.pool.give_back(loans.pop())
 
     def child() -> bool:
         return not any(Path(f"/proc/self/fd/{number}").exists() for number in idle_and_lent)
 
     assert in_child(child)
     for loan in loans:
-        manager._pool.give_back(loan)
+        manager._server.pool.give_back(loan)
     assert reads_right(manager)
 
 
@@ -595,7 +595,7 @@ def test_a_child_answers_whatever_lock_of_the_pool_was_held(
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with getattr(manager._pool, lock):
+        with getattr(manager._server.pool, lock):
             held.set()
             release.wait(timeout=30)
 
@@ -611,11 +611,13 @@ def test_a_child_answers_whatever_lock_of_the_pool_was_held(
 
 def test_a_child_of_waiting_threads_waits_for_nobody(manager: RedisConnectionManager) -> None:
     """The queue's threads do not exist in the child; a place in it would never be given up."""
-    loans = [borrowed(manager._pool) for _ in range(4)]
-    threads = queue_up(manager._pool, 2, lambda _, loan: manager._pool.give_back(loan))
+    loans = [borrowed(manager._server.pool) for _ in range(4)]
+    threads = queue_up(
+        manager._server.pool, 2, lambda _, loan: manager._server.pool.give_back(loan)
+    )
     assert in_child(lambda: reads_right(manager))
     for loan in loans:
-        manager._pool.give_back(loan)
+        manager._server.pool.give_back(loan)
     for thread in threads:
         thread.join(timeout=5)
     assert reads_right(manager)

@@ -1,6 +1,7 @@
 """The only place that speaks to Redis, and the only one that imports redis-py.
 
-_manager     the verbs, and one exchange: borrow, send, read whole, give back
+_manager     the front: the verbs, whatever Redis is behind them, and the change of it
+_node        one server: each verb an exchange: borrow, send, read whole, give back
 _pool        connections and who has them
 _connection  one connection: opening it, one exchange over it
 _foreign     the same over a connection class of redis-py's kind, fakeredis's say

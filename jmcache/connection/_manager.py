@@ -1,49 +1,20 @@
-"""The verbs the cache needs of Redis, each one bounded exchange over a pooled connection."""
+"""The front of the connections: the verbs, whatever Redis is behind them, and the change of it."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jmcache.connection._resolver import Resolver
 from jmcache.connection._tls import Tls
-from jmcache.connection._wire import (
-    NUMBER,
-    OK,
-    PING,
-    PONG,
-    VALUE,
-    pack,
-    pack_get,
-    pack_set,
-    values,
-)
 from jmcache.deadline import Deadline
-from jmcache.errors import (
-    RedisClosedError,
-    RedisError,
-    RedisHurriedError,
-    RedisMisconfiguredError,
-    RedisNotReadyError,
-    RedisNotServedError,
-    RedisProtocolError,
-    RedisReadOnlyError,
-    RedisTimeoutError,
-)
+from jmcache.errors import RedisClosedError, RedisError
 from jmcache.fork import renew_in_child
 
 if TYPE_CHECKING:
-    from jmcache.connection._pool import Pool
+    from jmcache.connection._node import Node
     from jmcache.settings import CacheSettings
-
-_HEAD_ROOM = 64 * 1024  # bytes of a reply beside its values: heads, tags, and one read too many
-_FAIR_ASK_S = 0.05  # a server that is well answers within this; less time proves nothing
-
-# After these the other connections are suspect too: the name may point to another server by now,
-# which idle ones would never find out, and one answer out of step may not be the only one.
-_DROPPING = (RedisReadOnlyError, RedisNotReadyError, RedisMisconfiguredError, RedisProtocolError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,55 +51,30 @@ class RedisConnectionManager:
             connection_options: Its further arguments.
         """
         # redis-py takes 0.15 s to import: paid here, neither by `import jmcache` nor by a call.
-        from jmcache.connection import _foreign, _pool, _translate
+        from jmcache.connection import _node
 
+        self._make_limits = _node.Limits
+        self._make_node = _node.Node
+        self._connection_class = connection_class
+        self._connection_options = connection_options or {}
         self._settings = settings
-        self._absorbed = _translate.ABSORBED
-        self._is_foreign = _translate.is_foreign
-        self._translate = _translate.translate
-        self._make_pool = _pool.Pool
-        if connection_class is None:
-            self._connection_class, self._options = _native(settings)
-        else:
-            self._connection_class = _foreign.made_ours(connection_class)
-            self._options = _foreign.options(settings) | (connection_options or {})
-        self._options |= {
-            "db": settings.db,
-            "username": settings.username,
-            "password": settings.password,
-        }
-        self._value_room = settings.max_value_bytes + _HEAD_ROOM
-        self._fair_ask_s = min(_FAIR_ASK_S, settings.operation_timeout / 2)
         self._closed = False
-        self._pool = self._new_pool()
+        self._server = self._new_server()  # replaced as a whole
         renew_in_child(self._renew_in_child)
-
-    def _new_pool(self) -> Pool:
-        return self._make_pool(
-            self._connection_class, self._settings.max_connections, **self._options
-        )
-
-    def _renew_in_child(self) -> None:
-        inherited = self._pool
-        self._pool = self._new_pool()
-        inherited.abandon()
 
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
         """Return what is stored under *name*, or None."""
-        value: bytes | None = self._ask(pack_get(name), VALUE, deadline)
-        return value
+        found: bytes | None = self._carry_out("get", name, deadline)
+        return found
 
     def get_many(self, names: Sequence[bytes], deadline: Deadline) -> list[bytes | None]:
         """Return what is stored under each of *names*, in their order, in one round trip."""
-        if not names:
-            return []
-        count = len(names)
-        found: list[bytes | None] = self._ask(pack(b"MGET", *names), values(count), deadline, count)
+        found: list[bytes | None] = self._carry_out("get_many", names, deadline)
         return found
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
         """Store *blob* under *name* for *ttl_ms* milliseconds."""
-        self._ask(pack_set(name, blob, ttl_ms), OK, deadline)
+        self._carry_out("set", name, blob, ttl_ms, deadline)
 
     def set_many(
         self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
@@ -138,33 +84,41 @@ class RedisConnectionManager:
         Returns:
             For each item None when it was stored, or why Redis refused that one.
         """
-        if not items:
-            return []
-        packed = b"".join([pack_set(*item) for item in items])
-        replies = self._exchange(packed, OK, len(items), deadline)
-        return [
-            self._suspect(self._translate(reply)) if isinstance(reply, Exception) else None
-            for reply in replies
-        ]
+        refused: list[RedisError | None] = self._carry_out("set_many", items, deadline)
+        return refused
 
     def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
         """Remove *names*; return how many of them were there."""
-        removed: int = self._ask(pack(b"UNLINK", *names), NUMBER, deadline) if names else 0
+        removed: int = self._carry_out("delete", names, deadline)
         return removed
 
     def ping(self, deadline: Deadline) -> None:
         """Ask for a sign of life. A server that forbids PING has given one."""
-        with contextlib.suppress(RedisNotServedError):
-            self._ask(PING, PONG, deadline)
+        self._carry_out("ping", deadline)
+
+    def reconfigure(self, settings: CacheSettings) -> None:
+        """Use the Redis that *settings* name from now on: another host, password, pool size.
+
+        Returns at once, and costs no call that is under way: it ends on the connection it has.
+        One that fails there because the old Redis, or the old password, is gone, is carried out
+        again on the new one within its deadline. Nothing is connected before the next verb.
+        """
+        before = self._server
+        self._settings = settings
+        self._server = self._new_server()
+        before.close()
+        if self._closed:  # since the line above the last
+            self._server.close()
 
     def drop_connections(self) -> None:
         """Close idle connections now and the others after their exchange; new ones come lazily."""
-        self._pool.drop()
+        self._server.drop_connections()
 
     def usage(self) -> PoolUsage:
         """Return how many connections there are."""
-        alive, idle = self._pool.alive, self._pool.idle
-        return PoolUsage(max(0, alive - idle), idle, self._settings.max_connections)
+        pool = self._server.pool
+        alive, idle = pool.alive, pool.idle
+        return PoolUsage(max(0, alive - idle), idle, pool.max_connections)
 
     @property
     def closed(self) -> bool:
@@ -174,62 +128,44 @@ class RedisConnectionManager:
     def close(self) -> None:
         """Close all connections, those in use after their exchange. Idempotent, never blocks."""
         self._closed = True
-        self._pool.close()
+        self._server.close()
 
-    def _ask(self, packed: bytes, asked: bytes, deadline: Deadline, count: int = 1) -> Any:
-        reply = self._exchange(packed, asked, 1, deadline, count)[0]
-        if isinstance(reply, Exception):
-            raise self._suspect(self._translate(reply)) from reply
-        return reply
-
-    def _exchange(
-        self, packed: bytes, asked: bytes, replies: int, deadline: Deadline, count: int = 1
-    ) -> list[Any]:
+    def _carry_out(self, verb: str, *args: Any) -> Any:
         if self._closed:
             raise RedisClosedError("the connection manager is closed")
-        pool = self._pool
-        loan: list[Any] = []
-        clean = False  # nothing of an exchange is on its way
-        left_s = 0.0
+        server = self._server
         try:
-            try:
-                left_s = pool.borrow(loan, deadline)
-                if left_s <= 0.0:
-                    clean = True
-                    raise RedisTimeoutError("the deadline is over")
-                answers: list[Any] = loan[0].exchange(
-                    packed, asked, replies, deadline, count * self._value_room
-                )
-                clean = True
-            finally:
-                if clean:
-                    pool.give_back(loan)
-                else:
-                    pool.discard(loan)
+            return getattr(server, verb)(*args)
         except RedisError as error:
-            if type(error) is RedisTimeoutError and left_s < self._fair_ask_s:
-                raise RedisHurriedError("too little time was left to ask Redis") from error
-            self._suspect(error)
-            raise
-        except self._absorbed as error:
-            if self._is_foreign(error):
+            if server is self._server or not error.trips:
                 raise
-            raise self._suspect(self._translate(error)) from error
-        finally:
-            interrupt: BaseException | None = None
-            while loan:  # interrupted in the lines that were to empty it, or here
-                try:
-                    pool.discard(loan)
-                except BaseException as error:  # noqa: BLE001 - raised below
-                    interrupt = error
-            if interrupt is not None:
-                raise interrupt
-        return answers
+        return self._carry_out(verb, *args)  # it was reconfigured meanwhile
 
-    def _suspect(self, error: RedisError) -> RedisError:
-        if isinstance(error, _DROPPING):
-            self.drop_connections()
-        return error
+    def _renew_in_child(self) -> None:
+        inherited = self._server
+        self._server = self._new_server()
+        inherited.abandon()
+
+    def _new_server(self) -> Node:
+        settings = self._settings
+        if self._connection_class is None:
+            connection_class, options = _native(settings)
+        else:
+            from jmcache.connection import _foreign
+
+            connection_class = _foreign.made_ours(self._connection_class)
+            options = _foreign.options(settings) | self._connection_options
+        options |= {
+            "db": settings.db,
+            "username": settings.username,
+            "password": settings.password,
+        }
+        limits = self._make_limits(
+            connections=settings.max_connections,
+            value_bytes=settings.max_value_bytes,
+            operation_s=settings.operation_timeout,
+        )
+        return self._make_node(connection_class, options, limits)
 
 
 def _native(settings: CacheSettings) -> tuple[type, dict[str, Any]]:

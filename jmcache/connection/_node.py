@@ -1,0 +1,188 @@
+"""One server: its pool, and the verbs as bounded exchanges over a pooled connection."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jmcache.connection._pool import Pool
+from jmcache.connection._translate import ABSORBED, is_foreign, translate
+from jmcache.connection._wire import (
+    NUMBER,
+    OK,
+    PING,
+    PONG,
+    VALUE,
+    pack,
+    pack_get,
+    pack_set,
+    values,
+)
+from jmcache.deadline import Deadline
+from jmcache.errors import (
+    RedisError,
+    RedisHurriedError,
+    RedisMisconfiguredError,
+    RedisNotReadyError,
+    RedisNotServedError,
+    RedisProtocolError,
+    RedisReadOnlyError,
+    RedisTimeoutError,
+)
+
+_HEAD_ROOM = 64 * 1024  # bytes of a reply beside its values: heads, tags, and one read too many
+_FAIR_ASK_S = 0.05  # a server that is well answers within this; less time proves nothing
+
+# After these the other connections are suspect too: the name may point to another server by now,
+# which idle ones would never find out, and one answer out of step may not be the only one.
+_DROPPING = (RedisReadOnlyError, RedisNotReadyError, RedisMisconfiguredError, RedisProtocolError)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds the exchanges with a server.
+
+    Attributes:
+        connections: Connections at one time.
+        value_bytes: Bytes of the largest value that is taken as one of ours.
+        operation_s: Seconds an exchange is usually given.
+    """
+
+    connections: int
+    value_bytes: int
+    operation_s: float
+
+
+class Node:
+    """Pooled, lazy, reconnecting access to one server.
+
+    Thread-safe. Not used in a forked child, beyond `abandon`: its owner makes a new one. The verbs
+    are those of RedisConnectionManager, with the same promises.
+    """
+
+    def __init__(self, connection_class: type, options: dict[str, Any], limits: Limits) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            connection_class: What the pool makes, as `Connection`.
+            options: Its arguments.
+        """
+        self._pool = Pool(connection_class, limits.connections, **options)
+        self._value_room = limits.value_bytes + _HEAD_ROOM
+        self._fair_ask_s = min(_FAIR_ASK_S, limits.operation_s / 2)
+
+    @property
+    def pool(self) -> Pool:
+        """Its connections."""
+        return self._pool
+
+    def get(self, name: bytes, deadline: Deadline) -> bytes | None:
+        """Return what is stored under *name*, or None."""
+        value: bytes | None = self._ask(pack_get(name), VALUE, deadline)
+        return value
+
+    def get_many(self, names: Sequence[bytes], deadline: Deadline) -> list[bytes | None]:
+        """Return what is stored under each of *names*, in their order, in one round trip."""
+        if not names:
+            return []
+        count = len(names)
+        found: list[bytes | None] = self._ask(pack(b"MGET", *names), values(count), deadline, count)
+        return found
+
+    def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
+        """Store *blob* under *name* for *ttl_ms* milliseconds."""
+        self._ask(pack_set(name, blob, ttl_ms), OK, deadline)
+
+    def set_many(
+        self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
+    ) -> list[RedisError | None]:
+        """Store several (name, blob, TTL in ms) in one round trip; not atomic.
+
+        Returns:
+            For each item None when it was stored, or why Redis refused that one.
+        """
+        if not items:
+            return []
+        packed = b"".join([pack_set(*item) for item in items])
+        replies = self._exchange(packed, OK, len(items), deadline)
+        return [
+            self._suspect(translate(reply)) if isinstance(reply, Exception) else None
+            for reply in replies
+        ]
+
+    def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
+        """Remove *names*; return how many of them were there."""
+        removed: int = self._ask(pack(b"UNLINK", *names), NUMBER, deadline) if names else 0
+        return removed
+
+    def ping(self, deadline: Deadline) -> None:
+        """Ask for a sign of life. A server that forbids PING has given one."""
+        with contextlib.suppress(RedisNotServedError):
+            self._ask(PING, PONG, deadline)
+
+    def drop_connections(self) -> None:
+        """Close idle connections now and the others after their exchange; new ones come lazily."""
+        self._pool.drop()
+
+    def close(self) -> None:
+        """Close all connections, those in use after their exchange. Idempotent, never blocks."""
+        self._pool.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's sockets without a word to the server."""
+        self._pool.abandon()
+
+    def _ask(self, packed: bytes, asked: bytes, deadline: Deadline, count: int = 1) -> Any:
+        reply = self._exchange(packed, asked, 1, deadline, count)[0]
+        if isinstance(reply, Exception):
+            raise self._suspect(translate(reply)) from reply
+        return reply
+
+    def _exchange(
+        self, packed: bytes, asked: bytes, replies: int, deadline: Deadline, count: int = 1
+    ) -> list[Any]:
+        pool = self._pool
+        loan: list[Any] = []
+        clean = False  # nothing of an exchange is on its way
+        left_s = 0.0
+        try:
+            try:
+                left_s = pool.borrow(loan, deadline)
+                if left_s <= 0.0:
+                    clean = True
+                    raise RedisTimeoutError("the deadline is over")
+                answers: list[Any] = loan[0].exchange(
+                    packed, asked, replies, deadline, count * self._value_room
+                )
+                clean = True
+            finally:
+                if clean:
+                    pool.give_back(loan)
+                else:
+                    pool.discard(loan)
+        except RedisError as error:
+            if type(error) is RedisTimeoutError and left_s < self._fair_ask_s:
+                raise RedisHurriedError("too little time was left to ask Redis") from error
+            self._suspect(error)
+            raise
+        except ABSORBED as error:
+            if is_foreign(error):
+                raise
+            raise self._suspect(translate(error)) from error
+        finally:
+            interrupt: BaseException | None = None
+            while loan:  # interrupted in the lines that were to empty it, or here
+                try:
+                    pool.discard(loan)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
+        return answers
+
+    def _suspect(self, error: RedisError) -> RedisError:
+        if isinstance(error, _DROPPING):
+            self.drop_connections()
+        return error
