@@ -8,12 +8,12 @@ python := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint bench docs clean
+.PHONY: help demo test test-all lint bench faults-table docs clean
 
 help: ## Show this list
 	@echo "make VERB [ARGS='...'] [PYTHON=/path/to/python3]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
-		while IFS='|' read -r verb what; do printf '  %-10s%s\n' $$verb "$$what"; done
+		while IFS='|' read -r verb what; do printf '  %-14s%s\n' $$verb "$$what"; done
 
 demo: .venv/.stamp-fastapi,celery,embedded ## Watch a job-matching service get fast, lose Redis and heal (ARGS=--json)
 	@$(python) docs/examples/job_matching/demo.py $(ARGS)
@@ -36,6 +36,10 @@ lint: .venv/.stamp-dev ## Check format, lint, types and layers
 bench: .venv/.stamp-test ## Measure, and print ratios (ARGS go to the benchmark)
 	@.ci/server.sh
 	@$(python) tests/benchmarks/bench.py $(ARGS)
+
+faults-table: .venv/.stamp-test ## Run the fault matrix and write its table into docs/error_handling.md
+	@.ci/server.sh
+	@$(python) tests/faults/table.py $(ARGS)
 
 docs: .venv/.stamp-test ## Run every code block of README.md and docs/
 	@.ci/server.sh

@@ -15,6 +15,8 @@ from jmcache.testing import ManualClock, PrivateServer, RedisServerNotFound
 hypothesis.settings.register_profile("jmcache", deadline=None)
 hypothesis.settings.load_profile("jmcache")
 
+pytest_plugins = ["matrix"]  # tests/faults/matrix.py
+
 SERVER_FIXTURES = frozenset({"redis_server", "tcp_server", "settings"})
 
 
