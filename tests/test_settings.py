@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import inspect
+import json
 import logging
 import math
+import operator
+import pickle
 import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -14,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import ujson
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,7 +92,7 @@ def test_the_defaults_are_the_documented_ones():
         schema_version=1, ttl=300.0, ttl_jitter=0.1, operation_timeout=0.25,
         connection_timeout=2.0, max_connections=10, health_check_interval=30.0, max_retries=3,
         initial_backoff_ms=100, max_backoff_ms=30000, failure_threshold=5, reset_timeout=30.0,
-        max_value_bytes=1048576, compress_above_bytes=16384, max_entries=1000,
+        max_value_bytes=1048576, compress_above_bytes=16384, entry_secrets=(), max_entries=1000,
     )  # fmt: skip
 
 
@@ -130,6 +135,9 @@ def test_every_setting_has_a_rule_and_a_line_in_the_docstring():
         ("reset_timeout", [0.1, 30], [0, -1, math.nan, math.inf, True, "1", None]),
         ("max_value_bytes", [1, 512 * 2**20], [0, 512 * 2**20 + 1, True, 1.0, None]),
         ("compress_above_bytes", [0, 1], [-1, True, 1.0, None]),
+        ("entry_secrets", [(), ("s" * 32,), ("s" * 1024, "!~" * 16)],
+         ["s" * 32, None, ("s" * 31,), ("s" * 1025,), ("s" * 32, ""), ("é" * 32,), ("s," * 16,),
+          ("s " * 16,), ("s" * 32 + "\n",), (b"s" * 32,), {"s" * 32}]),
         ("max_entries", [1, 1000], [0, -1, True, 1.0, None]),
     ],
 )  # fmt: skip
@@ -263,7 +271,7 @@ def test_settings_share_connections_unless_they_connect_in_another_way(name):
     """Sharing too much sends one tenant's password for another; too little doubles connections."""
     per_cache = {
         "namespace": "other", "schema_version": 2, "ttl": 1.0, "ttl_jitter": 0.0,
-        "compress_above_bytes": 1,
+        "compress_above_bytes": 1, "entry_secrets": ("s" * 32,),
     }  # fmt: skip
     per_connection = {
         "max_value_bytes": 1, "max_entries": 1,
@@ -579,7 +587,7 @@ def test_every_setting_that_is_no_endpoint_has_a_variable():
         "max_backoff_ms": "8", "failure_threshold": "9", "reset_timeout": "10",
         "max_value_bytes": "11", "compress_above_bytes": "12", "max_entries": "13",
         "tls_ca_certs": "/a", "tls_certfile": "/b", "tls_keyfile": "/c",
-        "tls_check_hostname": "no", "tls_verify": "no",
+        "tls_check_hostname": "no", "tls_verify": "no", "entry_secrets": "s" * 32,
     }  # fmt: skip
     endpoint = {"host", "port", "db", "username", "password", "unix_socket_path", "tls", "memory"}
     assert set(texts_of) | endpoint == set(RULES)
@@ -589,7 +597,7 @@ def test_every_setting_that_is_no_endpoint_has_a_variable():
     for name, text in texts_of.items():
         value = getattr(settings, name)
         assert value != getattr(defaults, name), name
-        assert value in (text, False) or float(value) == float(text), name
+        assert value in (text, (text,), False) or float(value) == float(text), name
 
 
 def test_a_variable_of_its_own_beats_the_query_of_the_url():
@@ -602,7 +610,8 @@ def test_a_variable_of_its_own_beats_the_query_of_the_url():
 def test_an_empty_variable_is_not_set():
     """`${REDIS_PORT:-}` in a compose file leaves an empty one."""
     names = ("JMCACHE_URL", "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD",
-             "REDIS_PASSWORD_FILE", "REDIS_TLS", "JMCACHE_TTL")  # fmt: skip
+             "REDIS_PASSWORD_FILE", "REDIS_TLS", "JMCACHE_TTL", "JMCACHE_ENTRY_SECRETS",
+             "JMCACHE_ENTRY_SECRETS_FILE")  # fmt: skip
     assert CacheSettings.from_env(dict.fromkeys(names, "")) == CacheSettings()
 
 
@@ -616,6 +625,12 @@ def test_an_empty_variable_is_not_set():
         ({"REDIS_TLS": "maybe"}, "REDIS_TLS: True or False"),
         ({"REDIS_TLS": "1", "REDIS_SSL": "0"}, "REDIS_SSL: tls is given twice"),
         ({"REDIS_PASSWORD": "a", "REDIS_PASSWORD_FILE": "/b"}, "password is given twice"),
+        (
+            {"JMCACHE_ENTRY_SECRETS": "s" * 32, "JMCACHE_ENTRY_SECRETS_FILE": "/b"},
+            "JMCACHE_ENTRY_SECRETS_FILE: entry_secrets is given twice",
+        ),
+        ({"JMCACHE_ENTRY_SECRETS": "s" * 31}, "JMCACHE_ENTRY_SECRETS: secrets of 32 to 1024"),
+        ({"JMCACHE_ENTRY_SECRETS": "s" * 32 + ",,"}, "JMCACHE_ENTRY_SECRETS: secrets of 32"),
         ({"REDIS_URL": "redis://h/x"}, "REDIS_URL: db: "),
         ({"JMCACHE_URL": "redis://h?tttl=1"}, "JMCACHE_URL: unknown query parameter"),
         ({"JMCACHE_TTL": "-1"}, "JMCACHE_TTL: seconds"),
@@ -648,6 +663,12 @@ def test_no_refused_variable_shows_a_password(tmp_path):
         {"REDIS_PASSWORD_FILE": str(tmp_path / "binary")},
         {"REDIS_PASSWORD_FILE": str(tmp_path / "long")},
         {"REDIS_PASSWORD_FILE": str(tmp_path)},
+        {"JMCACHE_ENTRY_SECRETS": SECRET},
+        {"JMCACHE_ENTRY_SECRETS": f"{'s' * 32},{SECRET}"},
+        {"JMCACHE_ENTRY_SECRETS_FILE": f"/run/{SECRET}"},
+        {"JMCACHE_ENTRY_SECRETS_FILE": str(tmp_path / "long")},
+        {"REDIS_URL": f"redis://h?entry_secrets={SECRET}"},
+        {"REDIS_URL": f"redis://h?entry_secrets={'s' * 32}&{SECRET}"},
     ):
         assert SECRET not in refusal(CacheSettings.from_env, variables), list(variables)
 
@@ -659,6 +680,92 @@ def test_the_password_may_be_in_a_file(tmp_path, end):
     file.write_bytes(f" {SECRET} é\n{end}".encode() if end else SECRET.encode())
     password = CacheSettings.from_env({"REDIS_PASSWORD_FILE": str(file)}).password
     assert password == (f" {SECRET} é\n" if end else SECRET)
+
+
+def test_secrets_for_entries_may_be_in_a_file_and_parted_by_commas_or_lines(tmp_path):
+    """A mounted file has lines, a variable has commas; a rotation needs two at a time."""
+    current, former = "c" * 32, "f" * 40
+    file = tmp_path / "secrets"
+    file.write_text(f"{current}\n{former}\n")
+    for variables in (
+        {"JMCACHE_ENTRY_SECRETS_FILE": str(file)},
+        {"JMCACHE_ENTRY_SECRETS": f"{current},{former}"},
+        {"JMCACHE_ENTRY_SECRETS": f" {current} , {former} "},
+        {"JMCACHE_URL": f"redis://h?entry_secrets={current},{former}"},
+    ):
+        assert CacheSettings.from_env(variables).entry_secrets == (current, former)
+    source = SimpleNamespace(redis_host="h", jmcache_entry_secrets=Secret(current))
+    assert CacheSettings.from_object(source).entry_secrets == (current,)
+
+
+# Secrets, once they are in
+
+
+@pytest.fixture
+def guarded() -> CacheSettings:
+    return CacheSettings(password=SECRET, entry_secrets=[f"{SECRET}{'x' * 32}", "y" * 32])
+
+
+WAYS_TO_WRITE_IT_DOWN = {
+    "vars": lambda settings: vars(settings),
+    "asdict": dataclasses.asdict,
+    "astuple": dataclasses.astuple,
+    "deepcopy": lambda settings: copy.deepcopy(vars(settings)),
+    "replace": lambda settings: vars(dataclasses.replace(settings, ttl=5)),
+    "format": "{0.password} {0.entry_secrets}".format,
+    "percent": lambda settings: logging.LogRecord(
+        "", 0, "", 0, "%s %r", (settings.password, settings.entry_secrets), None
+    ).getMessage(),
+    "f": lambda settings: f"redis://:{settings.password}@h",
+    "join": lambda settings: "".join((settings.password, *settings.entry_secrets)),
+    "json": lambda settings: json.dumps(dataclasses.asdict(settings)),
+    "pure json": lambda settings: json.dumps(vars(settings), indent=1),
+    "ujson": lambda settings: ujson.dumps(vars(settings)),
+    "frame": lambda settings: (
+        traceback.StackSummary.extract(
+            [(frame_with(settings.password, settings.entry_secrets), 1)], capture_locals=True
+        )[0].locals
+    ),
+}
+
+
+def frame_with(password, secrets):
+    return inspect.currentframe()
+
+
+@pytest.mark.parametrize("show", WAYS_TO_WRITE_IT_DOWN.values(), ids=WAYS_TO_WRITE_IT_DOWN)
+def test_no_way_to_write_settings_down_shows_a_secret(guarded, show):
+    """Start-up code logs its settings; an error tracker keeps the variables of every frame."""
+    shown = str(show(guarded))
+    assert "***" in shown
+    assert SECRET not in shown
+    assert SECRET not in f"{guarded} {guarded!r} {guarded.connection_identity()!r}"
+
+
+def test_settings_with_a_secret_are_not_pickled(guarded):
+    """The bytes go into a queue or a file, and hold it."""
+    for held in (guarded, guarded.password, guarded.entry_secrets):
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            with pytest.raises(TypeError, match="not pickled"):
+                pickle.dumps(held, protocol)
+    plain = CacheSettings(ttl=5)
+    assert pickle.loads(pickle.dumps(plain)) == plain
+
+
+def test_a_secret_is_there_for_whoever_asks_for_it(guarded):
+    """Masked for the log-in, too, it would be a wrong password."""
+    assert guarded.password.encode() == SECRET.encode()
+    assert guarded.password.get_secret_value() == SECRET
+    assert operator.eq(guarded.password, SECRET)
+    assert operator.eq(SECRET, guarded.password)
+    assert not operator.ne(guarded.password, SECRET)
+    assert not operator.ne(SECRET, guarded.password)
+    assert guarded.password != "***"
+    assert hash(guarded.password) == hash(SECRET)
+    assert copy.copy(guarded) == copy.deepcopy(guarded) == dataclasses.replace(guarded) == guarded
+    application = SimpleNamespace(redis_host="h", redis_password=guarded.password)
+    assert CacheSettings.from_object(application).password.get_secret_value() == SECRET
+    assert CacheSettings(password=SECRET) != CacheSettings(password=SECRET + "x")
 
 
 # from_object

@@ -34,6 +34,7 @@ _PER_CACHE = (
     "ttl",
     "ttl_jitter",
     "compress_above_bytes",
+    "entry_secrets",
 )
 _TTL = Seconds(TEN_YEARS_S)
 
@@ -62,7 +63,8 @@ class CacheSettings:
         port: TCP port, 1 to 65535.
         db: Number of the database, 0 or more.
         username: ACL user; None or "" for the default user.
-        password: None or "" for none. Never in the repr.
+        password: None or "" for none. Kept as a text that shows as "***"; its ``encode()`` and
+            ``get_secret_value()`` give what it stands for. Settings with one are not pickled.
         unix_socket_path: Absolute path of the server's socket, at most 107 bytes. Where given,
             host and port are not used.
         tls: Encrypt. There is no fall-back to an open connection, and the other ``tls_``
@@ -97,6 +99,10 @@ class CacheSettings:
         max_value_bytes: Bytes of the largest value, serialized and before compression; 1 to
             512 MiB.
         compress_above_bytes: Bytes above which a serialized value is compressed, 0 or more.
+        entry_secrets: Secrets that entries are signed with, for a Redis that others can write to:
+            the first one signs, all are accepted. Empty: nothing is signed, and nothing signed
+            is accepted. Each of 32 characters or more; kept like *password*. How to change them
+            is in docs/security.md.
         max_entries: Entries of a cache in *memory*, 1 or more.
 
     Raises:
@@ -131,6 +137,7 @@ class CacheSettings:
     reset_timeout: float = 30.0
     max_value_bytes: int = 1_048_576
     compress_above_bytes: int = 16_384
+    entry_secrets: tuple[str, ...] = field(default=(), repr=False)
     max_entries: int = 1_000
 
     def __post_init__(self) -> None:
@@ -178,7 +185,8 @@ class CacheSettings:
         The endpoint is that of the first one set: JMCACHE_URL; REDIS_URL; or REDIS_HOST,
         REDIS_PORT, REDIS_DB, REDIS_USERNAME, REDIS_PASSWORD (or REDIS_PASSWORD_FILE, the path of
         a file that holds it), REDIS_TLS. Every other setting has a variable of its own, such as
-        JMCACHE_OPERATION_TIMEOUT=250ms, that beats the url's query. Empty is not set.
+        JMCACHE_OPERATION_TIMEOUT=250ms, that beats the url's query. Secrets for entries may be in
+        the file that JMCACHE_ENTRY_SECRETS_FILE names. Empty is not set.
 
         Args:
             environ: Variables; None: those of this process.

@@ -21,10 +21,15 @@ _ENDPOINT = {
     "REDIS_TLS": "tls",
     "REDIS_SSL": "tls",
 }
-_FROM_FILE = "REDIS_PASSWORD_FILE"
+# Variables that name a file: which other variable could hold the same, and which setting it is.
+_FILES = {
+    "REDIS_PASSWORD_FILE": ("REDIS_PASSWORD", "password"),
+    "JMCACHE_ENTRY_SECRETS_FILE": ("JMCACHE_ENTRY_SECRETS", "entry_secrets"),
+}
 _LONGEST_FILE = 64 * 1024  # bytes; it may turn out to be a device without end
 _ENDPOINT_FIELDS = {*_ENDPOINT.values(), "unix_socket_path", "memory"}
 _PLAIN = {_PREFIX + name.upper(): name for name in RULES if name not in _ENDPOINT_FIELDS}
+_KNOWN = (*_PLAIN, *_URLS, *_FILES)
 
 # Looks a name up: what it is called there, and what is there; None for nothing.
 Finder = Callable[[str], tuple[str, Any] | None]
@@ -33,7 +38,7 @@ Finder = Callable[[str], tuple[str, Any] | None]
 def in_environment(environ: Mapping[str, str]) -> Finder:
     """Return a finder for variables. An empty one counts as not set, as compose files write it."""
     for name in sorted(environ):
-        if name.startswith(_PREFIX) and name not in _PLAIN and name not in _URLS:
+        if name.startswith(_PREFIX) and name not in _KNOWN:
             _refuse_variable(name)
 
     def find(name: str) -> tuple[str, Any] | None:
@@ -72,7 +77,7 @@ def read_names(find: Finder) -> dict[str, Any]:
         if found is not None:
             label, value = found
             settings[field] = convert(field, value, label)
-    return settings
+    return settings | _read_file(find, "JMCACHE_ENTRY_SECRETS_FILE")
 
 
 def names_endpoint(find: Finder) -> bool:
@@ -99,16 +104,22 @@ def _read_endpoint(find: Finder) -> dict[str, Any]:
             if field in endpoint:
                 raise RedisConfigurationError(f"{label}: {field} is given twice")
             endpoint[field] = convert(field, value, label)
-    found = find(_FROM_FILE)
-    if found is not None:
-        label, path = found
-        if "password" in endpoint:
-            raise RedisConfigurationError(f"{label}: password is given twice")
-        endpoint["password"] = convert("password", _read_secret(path, label), label)
-    return endpoint
+    return endpoint | _read_file(find, "REDIS_PASSWORD_FILE")
 
 
-def _read_secret(path: Any, label: str) -> str:
+def _read_file(find: Finder, name: str) -> dict[str, Any]:
+    """Return the setting that is in the file that *name* names; nothing where it names none."""
+    found = find(name)
+    if found is None:
+        return {}
+    label, path = found
+    variable, field = _FILES[name]
+    if find(variable) is not None:
+        raise RedisConfigurationError(f"{label}: {field} is given twice")
+    return {field: convert(field, _read_secret(path, label, field), label)}
+
+
+def _read_secret(path: Any, label: str, field: str) -> str:
     """Return the first 64 KiB of a file without the newline at its end."""
     # No message shows the path: the secret itself is put there by mistake now and then. And each
     # is raised outside the handler, for a chained error would show it.
@@ -125,12 +136,12 @@ def _read_secret(path: Any, label: str) -> str:
         pass
     except (TypeError, ValueError):
         trouble = "no path"
-    raise RedisConfigurationError(f"{label}: a file that holds the password; this one: {trouble}")
+    raise RedisConfigurationError(f"{label}: a file that holds the {field}; this one: {trouble}")
 
 
 def _refuse_variable(name: str) -> None:
     if name.removeprefix(_PREFIX).lower() in _ENDPOINT_FIELDS:
         hint = "; the endpoint comes from JMCACHE_URL, REDIS_URL or REDIS_HOST, REDIS_PORT, ..."
     else:
-        hint = did_you_mean(name, (*_PLAIN, *_URLS))
+        hint = did_you_mean(name, _KNOWN)
     raise RedisConfigurationError(f"{name}: unknown variable{hint}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jmcache.errors import RedisConfigurationError
+from jmcache.settings._secret import Secret, reveal
 
 TEN_YEARS_S = 10 * 365 * 86_400
 _ONE_DAY_S = 86_400  # a longer wait for one answer is a mistake, and poll() counts it in an int
@@ -27,6 +28,7 @@ _HOST = re.compile(
 )
 _PATH = re.compile(r"[^\x00]+")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_ENTRY_SECRET = re.compile(r"[!-+\--~]{32,1024}")  # commas and spaces stand between two of them
 
 
 class Rule(Protocol):
@@ -140,12 +142,16 @@ class Flag:
 
 @dataclass(frozen=True)
 class Text:
-    """Text that UTF-8 can write and *fits* accepts; where *optional*, None or "" for none."""
+    """Text that UTF-8 can write and *fits* accepts; where *optional*, None or "" for none.
+
+    Where *hidden*, it is kept as a Secret.
+    """
 
     wants: str
     fits: Callable[[str], object] = bool
     optional: bool = False
     secret: bool = False
+    hidden: bool = False
 
     def holds(self, value: object) -> bool:
         if self.optional and (value is None or value == ""):
@@ -153,10 +159,32 @@ class Text:
         return isinstance(value, str) and _is_unicode(value) and bool(self.fits(value))
 
     def normal(self, value: Any) -> Any:
-        return value or None
+        return Secret(value) if self.hidden and value else value or None
 
     def read(self, text: str) -> object:
         return text
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Any number of long texts for a computer to keep, none of them ever shown."""
+
+    wants: str = (
+        "secrets of 32 to 1024 printable ASCII characters each, without spaces and commas, the"
+        " current one first"
+    )
+    secret: bool = True
+
+    def holds(self, value: object) -> bool:
+        return isinstance(value, (tuple, list)) and all(
+            isinstance(one, str) and _ENTRY_SECRET.fullmatch(reveal(one)) for one in value
+        )
+
+    def normal(self, value: Any) -> tuple[Secret, ...]:
+        return tuple(map(Secret, value))
+
+    def read(self, text: str) -> object:
+        return tuple(re.split(r"[\s,]+", text.strip()))
 
 
 def _is_unicode(text: str) -> bool:
@@ -168,15 +196,15 @@ def _is_socket_path(path: str) -> bool:
     return path.startswith("/") and "\0" not in path and len(path.encode()) <= 107
 
 
-_CREDENTIAL = Text("text that UTF-8 can write, or None", optional=True, secret=True)
+_CREDENTIAL = "text that UTF-8 can write, or None"
 _FILE = Text("the path of a file, or None", _PATH.fullmatch, optional=True)
 
 RULES: Mapping[str, Rule] = {
     "host": Text("a host name or an address, without port and no url", _HOST.fullmatch),
     "port": Whole(1, 65_535),
     "db": Whole(0),
-    "username": _CREDENTIAL,
-    "password": _CREDENTIAL,
+    "username": Text(_CREDENTIAL, optional=True, secret=True),
+    "password": Text(_CREDENTIAL, optional=True, secret=True, hidden=True),
     "unix_socket_path": Text(
         "an absolute path of at most 107 bytes, or None", _is_socket_path, optional=True
     ),
@@ -202,6 +230,7 @@ RULES: Mapping[str, Rule] = {
     "reset_timeout": Seconds(TEN_YEARS_S),
     "max_value_bytes": Whole(1, 512 * _MIB),  # what Redis itself takes for one value
     "compress_above_bytes": Whole(0),
+    "entry_secrets": Secrets(),
     "max_entries": Whole(1),
 }
 
