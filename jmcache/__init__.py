@@ -34,6 +34,7 @@ from jmcache.errors import (
     RedisRejectedError,
     RedisSerializationError,
     RedisTimeoutError,
+    RedisUnreachableError,
     RedisWriteRefusedError,
     RedisWrongTypeError,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "RedisSerializationError",
     "RedisSerializer",
     "RedisTimeoutError",
+    "RedisUnreachableError",
     "RedisWriteRefusedError",
     "RedisWrongTypeError",
     "Transition",

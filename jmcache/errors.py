@@ -3,6 +3,7 @@
 RedisError
 ├── RedisConfigurationError           a setting cannot work; start-up only (a ValueError too)
 ├── RedisConnectionError              asked, no answer                  retryable, trips
+│   ├── RedisUnreachableError         no connection can be made now     trips
 │   ├── RedisTimeoutError             no answer within the deadline     trips
 │   │   └── RedisHurriedError         too little time was left to ask   trips nothing
 │   ├── RedisNotReadyError            LOADING, MASTERDOWN, ...          retryable, trips
@@ -65,11 +66,22 @@ class RedisConfigurationError(RedisError, ValueError):
 
 
 class RedisConnectionError(RedisError):
-    """Redis was asked and did not answer: refused, reset, gone, or its name is unknown."""
+    """Redis was asked and did not answer: reset, gone, or its name is unknown."""
 
     retryable = True
     trips = True
     reason = "connection"
+
+
+class RedisUnreachableError(RedisConnectionError):
+    """No connection can be made: nothing listens, or this process has no file descriptor left.
+
+    Not retried within a call: what refuses now refuses in 100 ms as well, and the caller would
+    have waited for nothing.
+    """
+
+    retryable = False
+    reason = "unreachable"
 
 
 class RedisTimeoutError(RedisConnectionError):

@@ -30,6 +30,7 @@ from jmcache.errors import (
     RedisReadOnlyError,
     RedisRejectedError,
     RedisTimeoutError,
+    RedisUnreachableError,
     RedisWriteRefusedError,
     RedisWrongTypeError,
 )
@@ -438,6 +439,7 @@ def test_each_refusal_has_its_class_and_reason(
 # kind: (retryable, trips, opens at once, trips writes), as the table in the design has it
 FLAGS = {
     RedisConnectionError: (True, True, False, False),
+    RedisUnreachableError: (False, True, False, False),
     RedisTimeoutError: (False, True, False, False),
     RedisHurriedError: (False, False, False, False),
     RedisNotReadyError: (True, True, False, False),
@@ -477,9 +479,9 @@ def test_each_class_says_what_it_is_evidence_of(
         (exceptions.ConnectionError("x"), RedisConnectionError, "eof"),
         (exceptions.ResponseError("WRONGTYPE x"), RedisWrongTypeError, "wrong_type"),
         (exceptions.ResponseError("x"), RedisRejectedError, "rejected"),
-        (ConnectionRefusedError(111, "x"), RedisConnectionError, "refused"),
+        (ConnectionRefusedError(111, "x"), RedisUnreachableError, "refused"),
         (ConnectionResetError(104, "x"), RedisConnectionError, "reset"),
-        (OSError(24, "x"), RedisConnectionError, "descriptors"),
+        (OSError(24, "x"), RedisUnreachableError, "descriptors"),
         (OSError(113, "x"), RedisConnectionError, "connection"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

@@ -27,6 +27,7 @@ from jmcache.errors import (
     RedisPoolExhaustedError,
     RedisProtocolError,
     RedisTimeoutError,
+    RedisUnreachableError,
 )
 from jmcache.settings import CacheSettings
 from jmcache.testing import PrivateServer
@@ -129,14 +130,14 @@ def silent_port() -> Iterator[int]:
 def test_a_refused_connection_fails_at_once(verb: Verb, refusing_port: int, manage: Manage) -> None:
     """A local outage would cost each caller its whole deadline."""
     manager = manage(port=refusing_port)
-    error = fails(lambda d: verb(manager, d), RedisConnectionError, within_s=0.05)
+    error = fails(lambda d: verb(manager, d), RedisUnreachableError, within_s=0.05)
     assert error.reason == "refused"
 
 
 def test_a_unix_socket_that_is_gone_is_refused_too(tmp_path: Path, manage: Manage) -> None:
     """A stopped server takes its socket with it: the same outage must have the same name."""
     manager = manage(unix_socket_path=str(tmp_path / "none.sock"))
-    error = fails(lambda d: manager.get(b"k", d), RedisConnectionError, within_s=0.05)
+    error = fails(lambda d: manager.get(b"k", d), RedisUnreachableError, within_s=0.05)
     assert error.reason == "refused"
 
 

@@ -21,6 +21,7 @@ from jmcache.errors import (
     RedisReadOnlyError,
     RedisRejectedError,
     RedisTimeoutError,
+    RedisUnreachableError,
     RedisWriteRefusedError,
     RedisWrongTypeError,
 )
@@ -117,12 +118,12 @@ def _translate_transport(error: Exception) -> RedisError:
             f"tls: the connection could not be secured: {why}", reason="tls"
         )
     if isinstance(cause, (ConnectionRefusedError, FileNotFoundError)):  # a Unix socket's path
-        return RedisConnectionError("nothing listens at the address", reason="refused")
+        return RedisUnreachableError("nothing listens at the address", reason="refused")
     if isinstance(cause, (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)):
         return RedisConnectionError("the connection was reset", reason="reset")
     if isinstance(cause, OSError):
         if cause.errno in (errno.EMFILE, errno.ENFILE):
-            return RedisConnectionError("no file descriptor is left", reason="descriptors")
+            return RedisUnreachableError("no file descriptor is left", reason="descriptors")
         name = errno.errorcode.get(cause.errno or 0, "unknown")
         return RedisConnectionError(f"the system said {name}", reason="connection")
     return RedisConnectionError("Redis closed the connection", reason="eof")
