@@ -1,4 +1,4 @@
-"""For your own tests: a clock you turn by hand, a Redis server of your own, a manager without one.
+"""For your own tests: a clock, a Redis server and a network that do what they are told.
 
 Importing this loads nothing but the standard library and starts nothing.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 from jmcache.testing.clock import ManualClock
 from jmcache.testing.fake import fake_manager
 from jmcache.testing.find import RedisServerNotFound, ServerBinary, find_server
+from jmcache.testing.proxy import Fault, FaultProxy
 from jmcache.testing.resp import Reply, ReplyError
 from jmcache.testing.server import PrivateServer
 
 __all__ = [
+    "Fault",
+    "FaultProxy",
     "ManualClock",
     "PrivateServer",
     "RedisServerNotFound",
