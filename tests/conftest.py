@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from jmcache.circuit_breaker import CircuitBreaker, Transition
 from jmcache.settings import CacheSettings
 from jmcache.testing import ManualClock, PrivateServer, RedisServerNotFound
 
@@ -30,6 +31,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def clock() -> ManualClock:
     """A clock that stands at 1000.0 s until the test advances it."""
     return ManualClock()
+
+
+@pytest.fixture
+def breaker(clock: ManualClock) -> Iterator[CircuitBreaker]:
+    """Opens after three failures, for 30 s."""
+    breaker = CircuitBreaker(3, 30.0, 1, clock, name="test")
+    yield breaker
+    breaker.close()
+
+
+@pytest.fixture
+def told(breaker: CircuitBreaker) -> list[Transition]:
+    """Every change of *breaker*."""
+    told: list[Transition] = []
+    breaker.on_change(told.append)
+    return told
 
 
 @pytest.fixture(scope="session")
