@@ -61,7 +61,9 @@ class _Backend:
         self._operation_timeout_s = settings.operation_timeout
         self._probe_timeout_s = min(settings.connection_timeout, _PROBE_S)
         self.breaker.on_change(self.outage.on_change)
-        self.breaker.on_change(lambda transition: self.health.ring())
+        self.breaker.on_change(
+            lambda transition: self.health.ring() if transition.before == "closed" else None
+        )
         self.write_breaker.on_change(self.write_outage.on_change)
 
     def _probe(self) -> None:

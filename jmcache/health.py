@@ -21,6 +21,7 @@ _log = logging.getLogger("jmcache.health")
 
 JITTER = 0.25  # share; replicas that lost Redis together do not come back as one wave
 JOIN_S = 0.3  # stop() waits so long at most: a probe may hang in a system call
+LOGIN_PAUSE_S = 4.0  # the longest while a login is refused; 5 s with the jitter
 START_RETRY_S = 5.0  # a system that is out of threads is not asked for one on every call
 
 
@@ -63,7 +64,9 @@ class Health:
 class HealthThread:
     """Probes Redis from one daemon thread, so that a thread and not a customer waits for it.
 
-    closed: every *interval*.  open: about every *open_interval*, a quarter more or less.
+    closed: every *interval*.  open: about every *open_interval*, a quarter more or less. While it
+    is our login that Redis refuses, each pause is twice the one before, up to 5 s: accounts are
+    locked by those who try again and again.
 
     Starts when first wanted, again in a forked child, and ends when whoever owns it is collected:
     while the thread rests it keeps nothing alive. It holds up neither a caller nor the
@@ -112,6 +115,8 @@ class HealthThread:
         self._thread: threading.Thread | None = None
 
         # Written by the thread alone.
+        self._pause_s = open_interval  # before the next probe, while open
+        self._probing: int | None = None  # its own identity, during a probe
         self.failures = 0
         self.unexpected_errors = 0
         self.last_error_reason: str | None = None
@@ -139,9 +144,11 @@ class HealthThread:
         """Probe now instead of when the rest is over: the circuit breaker has just opened.
 
         Returns at once; safe in a signal handler. However often it rings, half an *open_interval*
-        lies between two probes.
+        lies between two probes. A refused login is tried in the quick rhythm again.
         """
-        _ring(self._bell)
+        # The probe itself may open the breaker: that has been looked into already.
+        if _thread.get_ident() != self._probing:
+            _ring(self._bell)
 
     def stop(self) -> None:
         """End the thread for good, within ``JOIN_S`` also when a probe hangs. Idempotent."""
@@ -183,7 +190,7 @@ class HealthThread:
         except RuntimeError:
             pass  # as in _start
 
-    def _step(self, turn: int) -> float | None:
+    def _step(self, turn: int, *, rung: bool = False) -> float | None:
         """Do what is due; return how many seconds to rest, None to end the thread."""
         with self._lock:
             if turn != self._turn:
@@ -192,6 +199,8 @@ class HealthThread:
             self.running = True
         if begins:
             return self._interval
+        if rung:
+            self._pause_s = self._open_interval
         early_s = self._probed_at + self._open_interval / 2 - self._clock()
         if early_s > 0.0:
             return early_s
@@ -204,22 +213,25 @@ class HealthThread:
                     self.running = False
             raise
         if turn != self._turn:
-            return None  # _look may have silenced stop()'s ring
+            return None  # stopped meanwhile
         self._probed_at = self._clock()
         if not quick:
             return self._interval
         # From one beginning to the next: a probe that hung is part of the rest, or Redis would be
         # found back as much later.
-        period_s = self._open_interval * (1.0 + JITTER * (2.0 * self._rand() - 1.0))
+        refused = self.last_error_reason == "auth"
+        if not refused:
+            self._pause_s = self._open_interval
+        period_s = self._pause_s * (1.0 + JITTER * (2.0 * self._rand() - 1.0))
+        if refused:
+            self._pause_s = max(self._open_interval, min(2 * self._pause_s, LOGIN_PAUSE_S))
         return max(0.0, period_s - (self._probed_at - began))
 
     def _look(self) -> bool:
         """Probe; return whether to probe again soon."""
         try:
+            self._probing = _thread.get_ident()
             self._ask()
-            # What rang during the probe has been answered by it: the breaker tells of its own
-            # half-open and open again.
-            self._bell.acquire(blocking=False)
             return self._is_open()
         except Exception as error:  # noqa: BLE001
             # This thread would die, the only one that finds Redis back while the circuit breaker
@@ -234,6 +246,8 @@ class HealthThread:
                     type(error).__name__,
                 )
             return True
+        finally:
+            self._probing = None
 
     def _ask(self) -> None:
         try:
@@ -256,15 +270,16 @@ class HealthThread:
 
 
 def _run(
-    weak_step: weakref.WeakMethod[Callable[[int], float | None]], turn: int, bell: threading.Lock
+    weak_step: weakref.WeakMethod[Callable[..., float | None]], turn: int, bell: threading.Lock
 ) -> None:
+    rung = False
     while True:
         step = weak_step()
-        rest_s = None if step is None else step(turn)
+        rest_s = None if step is None else step(turn, rung=rung)
         del step  # or the rest would keep its owner alive
         if rest_s is None:
             return
-        bell.acquire(timeout=rest_s)
+        rung = bell.acquire(timeout=rest_s)
 
 
 def _silent_bell() -> threading.Lock:

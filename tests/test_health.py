@@ -149,6 +149,62 @@ def test_it_goes_over_to_the_quick_rhythm_when_the_breaker_opens(
         server.await_probe()
 
 
+def test_a_refused_login_is_tried_again_at_growing_distances(
+    make: Callable[..., HealthThread], server: Server, clock: ManualClock
+) -> None:
+    """A server that locks accounts would lock ours, and never see the password put right."""
+    health = make(open_interval=1.0, rand=lambda: 0.5, clock=clock)
+    server.open = True
+    health._step(health._turn)  # begins
+
+    def rest_s(reason: str, *, rung: bool = False) -> float | None:
+        clock.advance(10.0)
+        server.error = RedisMisconfiguredError(reason=reason)
+        return health._step(health._turn, rung=rung)
+
+    assert [rest_s("auth") for _ in range(5)] == [1.0, 2.0, 4.0, 4.0, 4.0]
+    assert [rest_s("auth", rung=True), rest_s("auth")] == [1.0, 2.0]
+    assert [rest_s("tls"), rest_s("tls"), rest_s("auth")] == [1.0, 1.0, 1.0]
+
+
+def test_a_refused_login_is_never_tried_before_the_usual_pause(
+    make: Callable[..., HealthThread], server: Server, clock: ManualClock
+) -> None:
+    """Whoever asks for slow checks would get quick ones just when they hurt."""
+    health = make(open_interval=60.0, rand=lambda: 0.5, clock=clock)
+    server.open = True
+    server.error = RedisMisconfiguredError(reason="auth")
+    health._step(health._turn)  # begins
+    for _ in range(3):
+        clock.advance(100.0)
+        assert health._step(health._turn) == 60.0
+
+
+def test_a_ring_while_it_probes_is_heard_after_the_probe(
+    make: Callable[..., HealthThread], server: Server, clock: ManualClock
+) -> None:
+    """New settings that arrive during a probe of the old ones would wait for the next turn."""
+    health = make(open_interval=1.0, clock=clock)
+    server.open = True
+    entered, leave = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        entered.set()
+        leave.wait(SOON_S)
+        server.probe()
+
+    health._probe = hang
+    health.start()
+    wait_until(lambda: health.running)
+    health.ring()
+    assert entered.wait(SOON_S)
+    health.ring()
+    leave.set()
+    server.await_probe()
+    clock.advance(0.6)
+    server.await_probe()
+
+
 @pytest.mark.parametrize(("dice", "rest_s"), [(0.0, 0.75), (0.5, 1.0), (1.0, 1.25)])
 def test_the_quick_rhythm_is_spread_by_a_quarter(
     make: Callable[..., HealthThread], server: Server, dice: float, rest_s: float
@@ -195,7 +251,6 @@ def test_a_probe_that_rings_itself_does_not_bring_the_next_one_nearer(
     health = make(open_interval=1.0, rand=lambda: 0.5, clock=clock)
     server.open = True
     health._step(health._turn)
-    health.ring()
     plain_probe, health._probe = health._probe, lambda: (health.ring(), plain_probe())
     health._step(health._turn)
     assert health._bell.locked()  # silent: the rest is a whole one
