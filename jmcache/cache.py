@@ -25,7 +25,6 @@ from jmcache.errors import (
     RedisClosedError,
     RedisCorruptEntryError,
     RedisError,
-    RedisForeignVersionError,
     RedisHurriedError,
     RedisNotServedError,
     RedisSerializationError,
@@ -106,6 +105,8 @@ class Cache:
         self._envelope = Envelope(
             max_body_bytes=settings.max_value_bytes,
             compress_above_bytes=settings.compress_above_bytes,
+            secrets=settings.entry_secrets,
+            now=now,
         )
         self._keys = KeySpace(settings.namespace, settings.schema_version)
         self._validate = validate
@@ -207,9 +208,9 @@ class Cache:
                 if blob is not None:
                     self._envelope.unseal(blob, digest)
                 return blob is not None
-            except RedisForeignVersionError:
-                return False
             except RedisError as error:
+                if error.outcome is Outcome.MISS:
+                    return False
                 self._discard_corrupt({name: (digest, error)}, deadline)
                 raise
 
@@ -237,7 +238,7 @@ class Cache:
 
         def write(deadline: Deadline) -> bool:
             _check_time(deadline)
-            blob = self._seal(value, digest)
+            blob = self._seal(value, digest, ttl_ms)
             self._ask_to_write(self._store.set, name, blob, ttl_ms, deadline)
             return True
 
@@ -267,7 +268,8 @@ class Cache:
                 _check_time(deadline)
                 try:
                     # A jitter of its own for each: what is written together shall not expire so.
-                    items.append((name, self._seal(mapping[key], digest), self._ttl_ms(seconds)))
+                    ttl_ms = self._ttl_ms(seconds)
+                    items.append((name, self._seal(mapping[key], digest, ttl_ms), ttl_ms))
                 except RedisSerializationError as error:
                     problems.append(error)
             if items:
@@ -386,10 +388,11 @@ class Cache:
             _check(value, validate)
         return Lookup(Outcome.HIT, value, max(0.0, self._now() - entry.created_ms / 1000))
 
-    def _seal(self, value: Any, digest: bytes) -> bytes:
+    def _seal(self, value: Any, digest: bytes, ttl_ms: int) -> bytes:
         body = self._serializer.serialize(value)
+        now_ms = max(0, int(self._now() * 1000))
         return self._envelope.seal(
-            Entry(body=body, created_ms=max(0, int(self._now() * 1000))), digest
+            Entry(body=body, created_ms=now_ms, expires_ms=now_ms + ttl_ms), digest
         )
 
     def _set_many(

@@ -19,6 +19,7 @@ RedisError
 │   └── RedisWrongTypeError           the key holds something foreign
 └── RedisSerializationError           a value that cannot be written
     ├── RedisCorruptEntryError        bytes that cannot be trusted
+    ├── RedisExpiredEntryError        bytes that were kept beyond their time
     └── RedisForeignVersionError      bytes of another version of the format
 
 An error knows its own nature, so that retry and circuit breaker keep no lists of types, and the
@@ -215,6 +216,16 @@ class RedisCorruptEntryError(RedisSerializationError):
 
     outcome = Outcome.CORRUPT
     reason = "corrupt"
+
+
+class RedisExpiredEntryError(RedisSerializationError):
+    """A signed entry whose time is over, though Redis still has it: a miss.
+
+    Its clock or ours is wrong, or somebody has put an old entry back.
+    """
+
+    outcome = Outcome.MISS
+    reason = "expired"
 
 
 class RedisForeignVersionError(RedisSerializationError):

@@ -133,8 +133,10 @@ def test_every_single_flipped_bit_of_an_entry_is_refused(envelope, body):
         byte, bit = divmod(position, 8)
         if byte < 2:
             assert reason == "magic"
-        elif byte == 2 or (byte == 3 and bit > 1):
+        elif byte == 2 or (byte == 3 and bit > 2):
             assert reason == "version"
+        elif byte == 3 and bit == 2:  # it seems signed, and so its last bytes seem a signature
+            assert reason in ("checksum", "truncated")
         else:
             assert reason == "checksum"
 
@@ -194,7 +196,7 @@ def test_foreign_bytes_are_refused_with_what_gave_them_away(envelope, blob, reas
     assert reason_of(envelope, blob) == reason
 
 
-@pytest.mark.parametrize("bit", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("bit", [3, 4, 5, 6, 7])
 def test_a_flag_of_a_later_writer_is_a_miss_and_not_corrupt(envelope, bit):
     """During a rolling deploy the old release would remove the entries of the new one."""
     with pytest.raises(RedisForeignVersionError):

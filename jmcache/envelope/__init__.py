@@ -4,24 +4,35 @@
     checksum    4  CRC-32 of everything else
     digest     16  of the key that the entry was written for
     tags      2+n  size of all of them, then each as its size (2 bytes) and UTF-8 text
-    body           to the end; compressed where the flags say so
+    body           to the end, or to what follows; compressed where the flags say so
+    expires     8  only in a signed entry
+    signature  16  only in a signed entry: of everything before it
 
-Big-endian. A checksum is no signature: it finds accidents, not somebody who can write to Redis.
-Flags: bit 0 compressed, bit 1 negative, bits 4 to 7 the codec of the body, of which there is one,
-0. Bits without a meaning yet belong to a later writer.
+Big-endian; times in milliseconds, moments since 1970. Flags: bit 0 compressed, bit 1 negative,
+bit 2 signed, bits 4 to 7 the codec of the body, of which there is one, 0. Bits without a meaning
+yet belong to a later writer.
+
+A checksum finds accidents, not somebody who can write to Redis: a signature finds both. What is
+signed expires by itself, too, or whoever can write could keep an old entry of a key for ever.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from jmcache.envelope._signature import SIZE, Signer
 from jmcache.errors import (
     RedisCorruptEntryError,
+    RedisExpiredEntryError,
     RedisForeignVersionError,
     RedisSerializationError,
 )
+
+__all__ = ["VERSION", "Entry", "Envelope"]
 
 VERSION = 1
 
@@ -29,12 +40,14 @@ VERSION = 1
 _MAGIC = b"\xabJ"
 _COMPRESSED = 0b01
 _NEGATIVE = 0b10
-_UNKNOWN_FLAGS = 0xFF & ~(_COMPRESSED | _NEGATIVE)
+_SIGNED = 0b100
+_UNKNOWN_FLAGS = 0xFF & ~(_COMPRESSED | _NEGATIVE | _SIGNED)
 
 _HEAD = struct.Struct(">2sBBQIIQ")
 _FRONT = struct.Struct(">2sBBQIIQI16sH")  # the head and what always follows it
 _CHECKSUM = struct.Struct(">I")
 _SIZE = struct.Struct(">H")
+_EXPIRES = struct.Struct(">Q")
 _DIGEST_BYTES = 16
 _AFTER_CHECKSUM = _HEAD.size + _CHECKSUM.size
 _U16_MAX = 2**16 - 1
@@ -58,6 +71,8 @@ class Entry:
         generation: The counter that an invalidation moves on, as it was then.
         tags: What it can be invalidated by, in this order.
         negative: It stands for "there is none".
+        expires_ms: Milliseconds since 1970 from which on it is no good. Kept in signed entries
+            only, which need it; 0 in all others, whose end is Redis's to keep.
     """
 
     body: bytes = field(repr=False)
@@ -67,23 +82,36 @@ class Entry:
     generation: int = 0
     tags: tuple[str, ...] = ()
     negative: bool = False
+    expires_ms: int = 0
 
 
 class Envelope:
     """Wraps entries for Redis, and judges what comes back. Immutable; free for any thread."""
 
-    __slots__ = ("_compress_above", "_max_blob", "_max_body")
+    __slots__ = ("_compress_above", "_max_blob", "_max_body", "_now", "_signer")
 
-    def __init__(self, *, max_body_bytes: int, compress_above_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_body_bytes: int,
+        compress_above_bytes: int,
+        secrets: Sequence[str] = (),
+        now: Callable[[], float] = time.time,
+    ) -> None:
         """Keep the limits.
 
         Args:
             max_body_bytes: Bytes of the largest body, uncompressed, both ways.
             compress_above_bytes: Bytes above which compressing a body is tried.
+            secrets: Entries are signed with the first, and accepted if one of them signed them.
+                Without any, nothing is signed and nothing signed is accepted.
+            now: Seconds since 1970, which decide whether a signed entry has expired.
         """
         self._max_body = max_body_bytes
-        self._max_blob = _FRONT.size + _U16_MAX + max_body_bytes
+        self._max_blob = _FRONT.size + _U16_MAX + max_body_bytes + _EXPIRES.size + SIZE
         self._compress_above = compress_above_bytes
+        self._signer = Signer(secrets) if secrets else None
+        self._now = now
 
     def seal(self, entry: Entry, digest: bytes) -> bytes:
         """Return *entry* as bytes for Redis.
@@ -113,6 +141,8 @@ class Envelope:
             if len(compressed) < len(stored):
                 stored = compressed
                 flags |= _COMPRESSED
+        if self._signer is not None:
+            flags |= _SIGNED
         head = _HEAD.pack(
             _MAGIC,
             VERSION,
@@ -124,7 +154,12 @@ class Envelope:
         )
         rest = digest + _pack_tags(entry.tags)
         checksum = zlib.crc32(stored, zlib.crc32(rest, zlib.crc32(head)))
-        return b"".join((head, _CHECKSUM.pack(checksum), rest, stored))
+        parts = (head, _CHECKSUM.pack(checksum), rest, stored)
+        if self._signer is None:
+            return b"".join(parts)
+        expires = _EXPIRES.pack(_counted("expires_ms", entry.expires_ms))
+        signed = b"".join((*parts, expires))
+        return signed + self._signer.sign(signed)
 
     def unseal(self, blob: bytes, digest: bytes) -> Entry:
         """Return the entry in *blob*.
@@ -135,9 +170,12 @@ class Envelope:
             digest: 16 bytes, of the key that was asked for.
 
         Raises:
-            RedisForeignVersionError: Another version of the format, older or newer.
+            RedisForeignVersionError: Another version of the format, older or newer; or "signed",
+                where there is no secret to judge it by.
+            RedisExpiredEntryError: A signed entry that Redis should not have any more.
             RedisCorruptEntryError: Not an entry of ours ("magic"), cut short ("truncated"),
-                altered ("checksum"), whole but of another key ("wrong_key"), above the limit
+                altered ("checksum"), signed with no secret of ours ("signature") or not at all
+                ("unsigned"), whole but of another key ("wrong_key"), above the limit
                 ("too_large"), or wrong inside ("undecodable").
         """
         if len(blob) < 4:
@@ -164,17 +202,29 @@ class Envelope:
             tags_size,
         ) = _FRONT.unpack_from(blob)
         view = memoryview(blob)
-        if zlib.crc32(view[_AFTER_CHECKSUM:], zlib.crc32(view[: _HEAD.size])) != checksum:
+        end = len(blob)
+        if flags & _SIGNED:
+            end -= _EXPIRES.size + SIZE
+            if end < _FRONT.size:
+                raise _corrupt("truncated")
+        if zlib.crc32(view[_AFTER_CHECKSUM:end], zlib.crc32(view[: _HEAD.size])) != checksum:
             raise _corrupt("checksum")
+        # Before anything is made of what is inside: nothing but this stands between a decoder and
+        # somebody who writes what he likes.
+        expires_ms = self._authenticate(view, flags & _SIGNED)
         # After the checksum: whole, it tells that the answer belonged to somebody else.
         if owner != digest:
             raise _corrupt("wrong_key")
+        if expires_ms and self._now() * 1000 >= expires_ms:
+            raise RedisExpiredEntryError("a signed entry was kept beyond its time")
         start = _FRONT.size + tags_size
+        if start > end:
+            raise _corrupt("undecodable")
         tags = _unpack_tags(blob[_FRONT.size : start], tags_size) if tags_size else ()
         if flags & _COMPRESSED:
-            body = self._decompress(view[start:])
+            body = self._decompress(view[start:end])
         else:
-            body = blob[start:]
+            body = blob[start:end]
             if len(body) > self._max_body:
                 raise _corrupt("too_large")
         return Entry(
@@ -185,7 +235,24 @@ class Envelope:
             generation,
             tags,
             bool(flags & _NEGATIVE),
+            expires_ms,
         )
+
+    def _authenticate(self, view: memoryview, signed: int) -> int:
+        """Return when an entry expires, of which it is now certain that we wrote it."""
+        if self._signer is None:
+            if signed:
+                raise RedisForeignVersionError(
+                    "signed, and there are no entry_secrets to judge it by", reason="signed"
+                )
+            return 0
+        if not signed:
+            raise _corrupt("unsigned")
+        if not self._signer.accepts(view[:-SIZE], view[-SIZE:]):
+            raise _corrupt("signature")
+        expires_ms: int
+        (expires_ms,) = _EXPIRES.unpack_from(view, len(view) - SIZE - _EXPIRES.size)
+        return expires_ms
 
     def _decompress(self, stored: memoryview) -> bytes:
         stream = zlib.decompressobj()
