@@ -257,6 +257,11 @@ def test_check_ttl_refuses_everything_else_by_name(ttl):
         ({"host": "fe80::1%eth0"}, "redis://[fe80::1%25eth0]:6379/0"),
         ({"unix_socket_path": "/run/a b.sock", "password": "p"}, "unix:///run/a%20b.sock?db=0"),
         ({"memory": True, "password": "p"}, "memory://"),
+        ({"cluster": True, "port": 7000}, "redis+cluster://127.0.0.1:7000"),
+        (
+            {"cluster": True, "cluster_nodes": "b:1,[fe80::1%eth0]:2", "tls": True},
+            "rediss+cluster://127.0.0.1:6379,b:1,[fe80::1%25eth0]:2",
+        ),
     ],
 )
 def test_the_endpoint_is_a_url_without_user_and_password(settings, endpoint):
@@ -279,17 +284,35 @@ def test_settings_share_connections_unless_they_connect_in_another_way(name):
         "unix_socket_path": "/x", "tls": True, "memory": True, "operation_timeout": 1.0,
         "connection_timeout": 1.0, "max_connections": 1, "health_check_interval": 1.0,
         "max_retries": 0, "initial_backoff_ms": 1, "max_backoff_ms": 101, "failure_threshold": 1,
-        "reset_timeout": 1.0,
+        "reset_timeout": 1.0, "cluster": True, "cluster_nodes": "other:7000",
     }  # fmt: skip
     tls = {
         "tls_ca_certs": "/x", "tls_certfile": "/x", "tls_keyfile": "/x",
         "tls_check_hostname": False, "tls_verify": False,
     }  # fmt: skip
     base = {"tls": True, "tls_certfile": "/c"} if name in tls else {}
+    base |= {"cluster": True} if name == "cluster_nodes" else {}
     other = base | {name: (per_cache | per_connection | tls)[name]}
     first, second = CacheSettings(**base), CacheSettings(**other)
     identities = {first.connection_identity(), second.connection_identity()}
     assert len(identities) == (1 if name in per_cache else 2)
+
+
+def test_every_named_node_of_a_cluster_is_a_seed():
+    """A cluster whose first node is away at start would not be found by the others."""
+    settings = CacheSettings.from_url("rediss+cluster://u,1:p,2@a,[::1]:7001,c:7002?ttl=5")
+    assert settings.seeds == (("a", 6379), ("::1", 7001), ("c", 7002))
+    assert (settings.username, settings.password, settings.ttl) == ("u,1", "p,2", 5.0)
+    assert settings.cluster
+    assert settings.tls
+    assert CacheSettings(cluster=True, host="a").seeds == (("a", 6379),)
+
+
+def test_a_host_given_by_hand_takes_the_place_of_all_nodes():
+    """Tests that point a deployment's settings at a server of theirs would ask its cluster too."""
+    url = "redis+cluster://a:7000,b:7000"
+    assert CacheSettings.from_url(url, host="mine").seeds == (("mine", 7000),)
+    assert not CacheSettings.from_url(url, unix_socket_path="/run/mine.sock").cluster
 
 
 # from_url
@@ -348,6 +371,15 @@ def test_a_url_means(url, expected):
 
 
 BAD_URLS = [
+    ("redis+cluster://h/1", "db: 0, a cluster has no other"),
+    ("redis+cluster://h,", "a comma without another node"),
+    ("redis+cluster://h,i", "cluster_nodes: host:port of each"),
+    ("redis+cluster://h,i:0", "cluster_nodes: host:port of each"),
+    ("redis+cluster://h,i:7000,,j:7000", "cluster_nodes: host:port of each"),
+    ("redis+cluster://h,i:7000?cluster_nodes=j:1", '"cluster_nodes" is given twice'),
+    ("redis+cluster://h?cluster=no", '"cluster" is given twice'),
+    ("redis://h?cluster_nodes=j:1", "cluster_nodes: only with cluster=True"),
+    ("unix:///run/redis.sock?cluster=yes", "cluster: not over a unix socket"),
     ("reddis://h", 'did you mean "redis"'),
     ("http://h", "unknown scheme"),
     ("h:6379", "unknown scheme"),
@@ -588,6 +620,7 @@ def test_every_setting_that_is_no_endpoint_has_a_variable():
         "max_value_bytes": "11", "compress_above_bytes": "12", "max_entries": "13",
         "tls_ca_certs": "/a", "tls_certfile": "/b", "tls_keyfile": "/c",
         "tls_check_hostname": "no", "tls_verify": "no", "entry_secrets": "s" * 32,
+        "cluster": "yes", "cluster_nodes": "other:7000",
     }  # fmt: skip
     endpoint = {"host", "port", "db", "username", "password", "unix_socket_path", "tls", "memory"}
     assert set(texts_of) | endpoint == set(RULES)
@@ -597,7 +630,7 @@ def test_every_setting_that_is_no_endpoint_has_a_variable():
     for name, text in texts_of.items():
         value = getattr(settings, name)
         assert value != getattr(defaults, name), name
-        assert value in (text, (text,), False) or float(value) == float(text), name
+        assert value in (text, (text,), text == "yes") or float(value) == float(text), name
 
 
 def test_a_variable_of_its_own_beats_the_query_of_the_url():

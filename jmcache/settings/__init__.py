@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from jmcache.errors import RedisConfigurationError
 from jmcache.settings._names import in_environment, in_object, names_endpoint, read_names
-from jmcache.settings._rules import RULES, TEN_YEARS_S, Seconds, check, shown
+from jmcache.settings._rules import RULES, TEN_YEARS_S, Seconds, check, read_places, shown
 from jmcache.settings._url import read_url
 
 __all__ = ["CacheSettings", "check_ttl"]
@@ -77,6 +77,8 @@ class CacheSettings:
         tls_verify: The server's certificate must be trusted. False protects from nobody who can
             answer in the server's place.
         memory: No Redis: keep everything in this process. No other endpoint setting is used then.
+        cluster: *host* and *port* are one node of a Redis Cluster; the others are asked of it.
+        cluster_nodes: More nodes to ask when that one is away: ``cache-2:7000,cache-3:7000``.
         namespace: Keeps caches on one Redis apart; 1 to 64 letters, digits or any of ``_.:-``.
         schema_version: Number of the form of your values, 1 or more; entries of another one are
             not seen.
@@ -122,6 +124,8 @@ class CacheSettings:
     tls_check_hostname: bool = True
     tls_verify: bool = True
     memory: bool = False
+    cluster: bool = False
+    cluster_nodes: str = ""
     namespace: str = "jmcache"
     schema_version: int = 1
     ttl: float = 300.0
@@ -150,6 +154,7 @@ class CacheSettings:
             )
         if not self.memory:
             self._check_tls()
+            self._check_cluster()
 
     def _check_tls(self) -> None:
         if self.tls and self.unix_socket_path is not None:
@@ -160,11 +165,23 @@ class CacheSettings:
             if getattr(self, name) != _DEFAULTS[name]:
                 raise RedisConfigurationError(f"{name}: only with tls=True (rediss://)")
 
+    def _check_cluster(self) -> None:
+        if not self.cluster:
+            if self.cluster_nodes:
+                raise RedisConfigurationError("cluster_nodes: only with cluster=True")
+        elif self.unix_socket_path is not None:
+            raise RedisConfigurationError(
+                "cluster: not over a unix socket, which leads to one node"
+            )
+        elif self.db != 0:
+            raise RedisConfigurationError(f"db: 0, a cluster has no other; not {self.db}")
+
     @classmethod
     def from_url(cls, url: str, **overrides: Any) -> Self:
         """Return the settings that a url names.
 
         ``redis://user:password@host:6379/0?ttl=60``, ``rediss://`` for TLS,
+        ``redis+cluster://host-1:7000,host-2:7000`` (``rediss+cluster://``),
         ``unix:///run/redis.sock?db=1``, ``memory://``. The query takes every setting that the
         address does not say, durations also as ``250ms`` or ``30s``, and redis-py's ``ssl_``
         names. Special characters in user and password are percent-encoded.
@@ -231,9 +248,9 @@ class CacheSettings:
         # An address given by hand replaces the one found, also where that is of another kind.
         replaced: tuple[str, ...] = ()
         if overrides.get("host") is not None:
-            replaced = ("unix_socket_path", "memory")
+            replaced = ("unix_socket_path", "memory", "cluster_nodes")
         elif overrides.get("unix_socket_path") is not None:
-            replaced = ("memory", "tls", *_TLS_DETAILS)
+            replaced = ("memory", "cluster", "cluster_nodes", "tls", *_TLS_DETAILS)
         kept = {name: value for name, value in found.items() if name not in replaced}
         return cls(**kept | overrides)
 
@@ -245,7 +262,17 @@ class CacheSettings:
         if self.unix_socket_path is not None:
             return f"unix://{quote(self.unix_socket_path)}?db={self.db}"
         host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+        scheme = "rediss" if self.tls else "redis"
+        if self.cluster:
+            more = f",{self.cluster_nodes.replace('%', '%25')}" if self.cluster_nodes else ""
+            return f"{scheme}+cluster://{host}:{self.port}{more}"
+        return f"{scheme}://{host}:{self.port}/{self.db}"
+
+    @property
+    def seeds(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of every node of a cluster that is named here."""
+        more = read_places(self.cluster_nodes) if self.cluster_nodes else ()
+        return ((self.host, self.port), *filter(None, more))
 
     def connection_identity(self) -> CacheSettings:
         """Return a hashable that is equal for settings that can share one connection manager.

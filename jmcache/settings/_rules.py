@@ -26,6 +26,9 @@ _HOST = re.compile(
     r"[^\x00-\x20\x7f\s/@?#%:\[\]\\]{1,255}"
     r"|(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]{2,45}(?:%[0-9A-Za-z_.-]{1,32})?"
 )
+# A host, or an IPv6 address in brackets, and perhaps a port.
+_PLACE = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*))(?::([0-9]{0,5}))?")
+_PLACE = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*)):([0-9]{1,5})")
 _PATH = re.compile(r"[^\x00]+")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _ENTRY_SECRET = re.compile(r"[!-+\--~]{32,1024}")  # commas and spaces stand between two of them
@@ -187,6 +190,36 @@ class Secrets:
         return tuple(re.split(r"[\s,]+", text.strip()))
 
 
+@dataclass(frozen=True)
+class Places:
+    """Servers as text, ``cache-1:7000,[::1]:7000``; "" for none."""
+
+    wants: str = "host:port of each, IPv6 as [::1]:7000, with commas between"
+    secret: bool = False
+
+    def holds(self, value: object) -> bool:
+        return isinstance(value, str) and (not value or None not in read_places(value))
+
+    def normal(self, value: Any) -> Any:
+        return value
+
+    def read(self, text: str) -> object:
+        return text
+
+
+def read_places(text: str) -> list[tuple[str, int] | None]:
+    """Return host and port of each place in *text*, None for one that is not understood."""
+    return [_read_place(place) for place in text.split(",")]
+
+
+def _read_place(place: str) -> tuple[str, int] | None:
+    match = _PLACE.fullmatch(place)
+    if match is None:
+        return None
+    host, port = match[1] or match[2], int(match[3])
+    return (host, port) if _HOST.fullmatch(host) and 1 <= port <= 65_535 else None
+
+
 def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
@@ -215,6 +248,8 @@ RULES: Mapping[str, Rule] = {
     "tls_check_hostname": Flag(),
     "tls_verify": Flag(),
     "memory": Flag(),
+    "cluster": Flag(),
+    "cluster_nodes": Places(),
     "namespace": Text("1 to 64 letters, digits or any of _ . : -", _NAMESPACE.fullmatch),
     "schema_version": Whole(1),
     "ttl": Seconds(TEN_YEARS_S),

@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 from jmcache.errors import RedisConfigurationError
 from jmcache.settings._rules import RULES, did_you_mean
 
-_SCHEMES = ("redis", "rediss", "unix", "memory")
+_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix", "memory")
 _FORM = "redis://user:password@host:6379/0"
 
 _NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\s\ud800-\udfff]")
@@ -118,9 +118,26 @@ def _read_memory(address: str, path: str, label: str) -> dict[str, Any]:
     return {"memory": True}
 
 
+def _read_cluster(address: str, path: str, label: str) -> dict[str, Any]:
+    credentials, at, places = address.rpartition("@")
+    first, comma, others = places.partition(",")
+    found = _read_redis(credentials + at + first, path, label) | {"cluster": True}
+    if comma and not others:
+        raise _refusal(label, "a comma without another node after it")
+    if comma:
+        found["cluster_nodes"] = _take("cluster_nodes", _decode(others, label), label)
+    return found
+
+
+def _read_clusters(address: str, path: str, label: str) -> dict[str, Any]:
+    return _read_cluster(address, path, label) | {"tls": True}
+
+
 _ADDRESS_READERS = {
     "redis": _read_redis,
     "rediss": _read_rediss,
+    "redis+cluster": _read_cluster,
+    "rediss+cluster": _read_clusters,
     "unix": _read_unix,
     "memory": _read_memory,
 }
