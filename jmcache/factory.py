@@ -44,11 +44,22 @@ class _Backend:
         self.outage = OutageLog(settings.endpoint)
         self.write_outage = OutageLog(f"{settings.endpoint} for writes")
         self.breaker = CircuitBreaker(
-            settings.failure_threshold, settings.reset_timeout, name=f"jmcache {settings.endpoint}"
+            settings.failure_threshold,
+            settings.reset_timeout,
+            failure_rate_threshold=settings.failure_rate_threshold,
+            slow_call_threshold=settings.slow_call_threshold,
+            slow_call_rate_threshold=settings.slow_call_rate_threshold,
+            rate_window=settings.rate_window,
+            rate_min_calls=settings.rate_min_calls,
+            name=f"jmcache {settings.endpoint}",
         )
+        # No call is slow for this one: around it are all attempts of a write, and their waits.
         self.write_breaker = CircuitBreaker(
             settings.failure_threshold,
             settings.reset_timeout,
+            failure_rate_threshold=settings.failure_rate_threshold,
+            rate_window=settings.rate_window,
+            rate_min_calls=settings.rate_min_calls,
             name=f"jmcache {settings.endpoint} writes",
             counts=lambda error: error.trips_writes,
         )

@@ -278,31 +278,6 @@ def test_slow_calls_and_failures_have_shares_of_their_own(make, clock):
     assert breaker.state is CLOSED
 
 
-def test_time_spent_on_waiting_for_ourselves_makes_no_call_slow(make, clock):
-    """B7: 200 threads queue for ten connections, and open the breaker of a healthy server."""
-    asked_at = 0.0
-    breaker = make(
-        slow_call_threshold=0.1,
-        rate_window=5.0,
-        rate_min_calls=2,
-        asked_at=lambda *args, **kwargs: asked_at,
-    )
-
-    def queues_then_asks(queue_s: float, ask_s: float) -> None:
-        nonlocal asked_at
-        clock.advance(queue_s)
-        asked_at = clock()
-        clock.advance(ask_s)
-
-    for _ in range(10):
-        breaker.call(queues_then_asks, 5.0, ask_s=0.0625)
-    assert tally(breaker, clock) == (1, 0, 0)  # of the last five seconds
-    breaker.call(queues_then_asks, 0.0, ask_s=0.125)
-    assert breaker.state is OPEN
-    breaker.probe(queues_then_asks, 5.0, ask_s=0.0625)
-    assert breaker.state is CLOSED
-
-
 def test_calls_guarded_by_hand_take_the_time_between_asking_and_reporting(make, clock):
     """The original plan's users get the same breaker."""
     breaker = make(failure_rate_threshold=0.6, slow_call_threshold=0.1, rate_min_calls=4)

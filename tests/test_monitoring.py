@@ -86,6 +86,7 @@ class Change:
     after: str
     reason: str = "refused"
     failures: int = 5
+    cause: str = "5 failures in a row"
     name: str = "jmcache"
 
 
@@ -865,7 +866,7 @@ def test_an_outage_is_one_warning_a_summary_every_half_minute_and_one_info(
     assert {record.name for record in log.records} == {"jmcache.circuit_breaker"}
     assert ENDPOINT in opened
     assert "refused" in opened
-    assert "5 failures" in opened
+    assert "open after 5 failures in a row, answering" in opened
     assert "30 s" in summary
     assert "300 operations" in summary
     assert "70.0 s" in closed

@@ -92,6 +92,8 @@ def test_the_defaults_are_the_documented_ones():
         schema_version=1, ttl=300.0, ttl_jitter=0.1, operation_timeout=0.25,
         connection_timeout=2.0, max_connections=10, health_check_interval=30.0, max_retries=3,
         initial_backoff_ms=100, max_backoff_ms=30000, failure_threshold=5, reset_timeout=30.0,
+        failure_rate_threshold=0.5, slow_call_threshold=None, slow_call_rate_threshold=0.5,
+        rate_window=10.0, rate_min_calls=20,
         max_value_bytes=1048576, compress_above_bytes=16384, entry_secrets=(), max_entries=1000,
     )  # fmt: skip
 
@@ -133,6 +135,14 @@ def test_every_setting_has_a_rule_and_a_line_in_the_docstring():
         ("max_backoff_ms", [100, 30000], [99, -1, 1000.5, True, "1", None]),
         ("failure_threshold", [1, 5], [0, -1, 1.0, True, "1", None]),
         ("reset_timeout", [0.1, 30], [0, -1, math.nan, math.inf, True, "1", None]),
+        ("failure_rate_threshold", [None, 0.001, 0.5, 1, 1.0],
+         [0, 0.0, 1.001, 50, -0.1, math.nan, math.inf, True, "0.5"]),
+        ("slow_call_threshold", [None, 0.001, 1, 86400],
+         [0, -1, 86401, math.nan, math.inf, True, "1"]),
+        ("slow_call_rate_threshold", [0.001, 0.5, 1],
+         [0, 0.0, 1.001, 50, -0.1, math.nan, math.inf, True, "0.5", None]),
+        ("rate_window", [0.1, 10, 86400], [0, -1, 86401, math.nan, math.inf, True, "1", None]),
+        ("rate_min_calls", [1, 20], [0, -1, 1.0, True, "1", None]),
         ("max_value_bytes", [1, 512 * 2**20], [0, 512 * 2**20 + 1, True, 1.0, None]),
         ("compress_above_bytes", [0, 1], [-1, True, 1.0, None]),
         ("entry_secrets", [(), ("s" * 32,), ("s" * 1024, "!~" * 16)],
@@ -284,7 +294,9 @@ def test_settings_share_connections_unless_they_connect_in_another_way(name):
         "unix_socket_path": "/x", "tls": True, "memory": True, "operation_timeout": 1.0,
         "connection_timeout": 1.0, "max_connections": 1, "health_check_interval": 1.0,
         "max_retries": 0, "initial_backoff_ms": 1, "max_backoff_ms": 101, "failure_threshold": 1,
-        "reset_timeout": 1.0, "cluster": True, "cluster_nodes": "other:7000",
+        "reset_timeout": 1.0, "failure_rate_threshold": None, "slow_call_threshold": 1.0,
+        "slow_call_rate_threshold": 0.25, "rate_window": 1.0, "rate_min_calls": 1,
+        "cluster": True, "cluster_nodes": "other:7000",
     }  # fmt: skip
     tls = {
         "tls_ca_certs": "/x", "tls_certfile": "/x", "tls_keyfile": "/x",
@@ -610,6 +622,20 @@ def test_a_duration_is_seconds_or_says_its_unit(text, seconds):
     assert CacheSettings.from_env({"JMCACHE_OPERATION_TIMEOUT": text}).operation_timeout == seconds
 
 
+@pytest.mark.parametrize("text", ["none", "None", " NONE "])
+def test_what_can_be_off_is_switched_off_by_the_word_none(text):
+    """An empty variable is not set, so a deployment would have no way to say off."""
+    variable = {"JMCACHE_FAILURE_RATE_THRESHOLD": text}
+    assert CacheSettings.from_env(variable).failure_rate_threshold is None
+    assert CacheSettings.from_env(dict.fromkeys(variable, "")).failure_rate_threshold == 0.5
+    word = quote(text)
+    assert CacheSettings.from_url(f"memory://?slow_call_threshold={word}") == CacheSettings(
+        memory=True
+    )
+    with pytest.raises(RedisConfigurationError, match=r"at most 1, or None; not 'off'"):
+        CacheSettings.from_env({"JMCACHE_FAILURE_RATE_THRESHOLD": "off"})
+
+
 def test_every_setting_that_is_no_endpoint_has_a_variable():
     """A setting that only code can change is a deployment for every change."""
     texts_of = {
@@ -617,6 +643,8 @@ def test_every_setting_that_is_no_endpoint_has_a_variable():
         "operation_timeout": "1", "connection_timeout": "3", "max_connections": "4",
         "health_check_interval": "5", "max_retries": "6", "initial_backoff_ms": "7",
         "max_backoff_ms": "8", "failure_threshold": "9", "reset_timeout": "10",
+        "failure_rate_threshold": "0.9", "slow_call_threshold": "0.2",
+        "slow_call_rate_threshold": "0.8", "rate_window": "14", "rate_min_calls": "15",
         "max_value_bytes": "11", "compress_above_bytes": "12", "max_entries": "13",
         "tls_ca_certs": "/a", "tls_certfile": "/b", "tls_keyfile": "/c",
         "tls_check_hostname": "no", "tls_verify": "no", "entry_secrets": "s" * 32,

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from jmcache import fork
 from jmcache.circuit_breaker import _news
@@ -21,6 +21,8 @@ from jmcache.errors import RedisCircuitBreakerOpenError, RedisError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_UNKNOWN = math.inf  # when a call began: it took no time then
 
 
 class _Admission(NamedTuple):
@@ -84,7 +86,6 @@ class CircuitBreaker(View):
         rate_min_calls: int = 20,
         name: str = "jmcache",
         counts: Callable[[RedisError], bool] = _trips,
-        asked_at: Callable[..., float] | None = None,
     ) -> None:
         """Begin closed, and show in `circuitbreaker.CircuitBreakerMonitor` until `close`.
 
@@ -101,8 +102,6 @@ class CircuitBreaker(View):
             rate_min_calls: Calls in that time below which neither opens it, 1 or more.
             name: One per server; in the monitor the latest of a name is seen.
             counts: Is this error evidence against Redis? By default those that `trips`.
-            asked_at: When, by *clock*, was Redis asked in a call with these arguments? What passed
-                before that does not make the call slow. None: from its beginning.
 
         Raises:
             ValueError: A number is out of its range. Names the argument.
@@ -120,7 +119,6 @@ class CircuitBreaker(View):
         super().__init__(name, rules, clock)
         self._slow_above_s = math.inf if slow_call_threshold is None else slow_call_threshold
         self._counts = counts
-        self._asked_at = asked_at
         self._lock = threading.Lock()  # held to write _moment, not to read it
         self._listeners = Listeners()
         self._by_hand = _ByHand()
@@ -147,25 +145,25 @@ class CircuitBreaker(View):
         moment = self._moment
         if moment.state is not CLOSED:
             return self._call_as_probe(False, func, *args, **kwargs)
-        began = self._clock() if self._slow_above_s < math.inf else math.inf
+        began = self._clock() if self._slow_above_s < math.inf else _UNKNOWN
         try:
             result = func(*args, **kwargs)
         except BaseException as error:
             news = _news.judge(error, self._counts)
-            self._settle(moment.epoch, news, self._is_slow(began, *args, **kwargs))
+            self._settle(moment.epoch, news, began)
             raise
         window = moment.window
         if window is None:
             # Nothing to forget, so no lock. A failure that another thread counts just after this
             # look came after this success, and stays counted.
             if self._moment.failures:
-                self._settle(moment.epoch, _news.SUCCESS, False)
+                self._settle(moment.epoch, _news.SUCCESS)
             return result
         at, step = self._clock(), window.step
         if at < step.ends_at and at - began <= self._slow_above_s and not self._moment.failures:
             step.well += 1
         else:
-            self._settle(moment.epoch, _news.SUCCESS, self._is_slow(began, *args, **kwargs))
+            self._settle(moment.epoch, _news.SUCCESS, began)
         return result
 
     def probe(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -249,14 +247,14 @@ class CircuitBreaker(View):
                 result = func(*args, **kwargs)
             except BaseException as error:
                 news = _news.judge(error, self._counts)
-                self._settle(token, news, self._is_slow(began, *args, **kwargs))
+                self._settle(token, news, began)
                 raise
-            self._settle(token, _news.SUCCESS, self._is_slow(began, *args, **kwargs))
+            self._settle(token, _news.SUCCESS, began)
             return result
         finally:
             # An exception from a signal handler may have come before anything was settled.
             if weakref.ref(permit) in self._moment.permits:
-                self._settle(permit, _news.NEUTRAL, False)
+                self._settle(permit, _news.NEUTRAL)
 
     def _admit(self, permit: Permit, *, early: bool) -> Token | None:
         """The token of one more call: *permit* for a probe, None for a refusal."""
@@ -273,20 +271,14 @@ class CircuitBreaker(View):
         admissions = self._by_hand.admissions
         if admissions:
             token, began = admissions.pop()
-            self._settle(token, news, self._is_slow(began))
+            self._settle(token, news, began)
         else:
-            self._settle(self._moment.epoch, news, False)
+            self._settle(self._moment.epoch, news)
 
-    def _is_slow(self, began: float, /, *args: Any, **kwargs: Any) -> bool:
-        """Has a call that *began* then, with these arguments, taken too long by now?"""
-        limit_s, at = self._slow_above_s, self._clock()
-        if at - began <= limit_s:
-            return False
-        return self._asked_at is None or at - self._asked_at(*args, **kwargs) > limit_s
-
-    def _settle(self, token: Token, news: News, slow: bool) -> None:
-        """Take in the end of the call that was let through with *token*."""
+    def _settle(self, token: Token, news: News, began: float = _UNKNOWN) -> None:
+        """Take in the end of the call that was let through with *token*, and *began* then."""
         at = self._clock()
+        slow = at - began > self._slow_above_s
         with self._lock:
             self._become(self._rules.settle(self._moment, token, news, at, slow=slow))
         self._listeners.tell()

@@ -50,7 +50,11 @@ class Transition(Protocol):
 
     @property
     def failures(self) -> int:
-        """Failures in a row that caused it."""
+        """Failures in a row up to it."""
+
+    @property
+    def cause(self) -> str:
+        """What was too much, for people: "5 failures in a row"; "" when it did not open."""
 
 
 class OutageLog:
@@ -145,9 +149,10 @@ class OutageLog:
             return None
         text = (
             "Redis %(endpoint)s is unavailable (%(reason)s), circuit breaker open after"
-            " %(failures)d failures, answering without it"
+            " %(cause)s, answering without it"
         )
-        return logging.WARNING, text, self._fields(now, failures=transition.failures)
+        fields = self._fields(now, failures=transition.failures, cause=transition.cause)
+        return logging.WARNING, text, fields
 
     def _summarize(self, now: float) -> _Line:
         self._summary_at = now + self._interval

@@ -98,6 +98,14 @@ class CacheSettings:
         failure_threshold: Failures in a row that open the circuit breaker, 1 or more.
         reset_timeout: Seconds it stays open before a probe is let through; above 0, at most ten
             years.
+        failure_rate_threshold: Share of the latest calls that opens it by failing, above 0, at
+            most 1; None: failures in a row alone do.
+        slow_call_threshold: Seconds above which a call is slow, above 0, at most a day; None: none
+            is, however long it takes.
+        slow_call_rate_threshold: Share of the latest calls that opens it by being slow, above 0, at
+            most 1. Without *slow_call_threshold* it is not looked at.
+        rate_window: Seconds that both shares look back, above 0, at most a day.
+        rate_min_calls: Calls in that time below which neither opens it, 1 or more.
         max_value_bytes: Bytes of the largest value, serialized and before compression; 1 to
             512 MiB.
         compress_above_bytes: Bytes above which a serialized value is compressed, 0 or more.
@@ -139,6 +147,11 @@ class CacheSettings:
     max_backoff_ms: int = 30_000
     failure_threshold: int = 5
     reset_timeout: float = 30.0
+    failure_rate_threshold: float | None = 0.5
+    slow_call_threshold: float | None = None
+    slow_call_rate_threshold: float = 0.5
+    rate_window: float = 10.0
+    rate_min_calls: int = 20
     max_value_bytes: int = 1_048_576
     compress_above_bytes: int = 16_384
     entry_secrets: tuple[str, ...] = field(default=(), repr=False)

@@ -127,6 +127,47 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """A part of a whole that is reached, or not: 0 would always be, 1 is all of it."""
+
+    wants: str = "a number above 0, at most 1"
+    secret: bool = False
+
+    def holds(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return 0 < value <= 1
+
+    def normal(self, value: Any) -> Any:
+        return float(value)
+
+    def read(self, text: str) -> object:
+        text = text.strip()
+        return float(text) if _NUMBER.fullmatch(text) else text
+
+
+@dataclass(frozen=True)
+class OrNone:
+    """What *rule* says, or None for off, for which text says ``none``."""
+
+    rule: Rule
+    secret: bool = False
+
+    @property
+    def wants(self) -> str:
+        return f"{self.rule.wants}, or None"
+
+    def holds(self, value: object) -> bool:
+        return value is None or self.rule.holds(value)
+
+    def normal(self, value: Any) -> Any:
+        return None if value is None else self.rule.normal(value)
+
+    def read(self, text: str) -> object:
+        return None if text.strip().lower() == "none" else self.rule.read(text)
+
+
+@dataclass(frozen=True)
 class Flag:
     """Yes or no; never a number or a text that happens to be true."""
 
@@ -263,6 +304,11 @@ RULES: Mapping[str, Rule] = {
     "max_backoff_ms": Whole(0),
     "failure_threshold": Whole(1),
     "reset_timeout": Seconds(TEN_YEARS_S),
+    "failure_rate_threshold": OrNone(Rate()),
+    "slow_call_threshold": OrNone(Seconds(_ONE_DAY_S)),
+    "slow_call_rate_threshold": Rate(),
+    "rate_window": Seconds(_ONE_DAY_S),
+    "rate_min_calls": Whole(1),
     "max_value_bytes": Whole(1, 512 * _MIB),  # what Redis itself takes for one value
     "compress_above_bytes": Whole(0),
     "entry_secrets": Secrets(),
