@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from jmcache.deadline import Deadline
@@ -54,7 +54,7 @@ class Retry:
         # logger and sets its level, which an import of jmcache must not do.
         import backoff
 
-        self._on_exception = backoff.on_exception
+        self._on_exception: Any = backoff.on_exception
         self._max_retries = _whole("max_retries", max_retries)
         self._initial_s = _milliseconds("initial_backoff_ms", initial_backoff_ms) / 1000
         self._max_s = _milliseconds("max_backoff_ms", max_backoff_ms) / 1000
@@ -97,8 +97,8 @@ class Retry:
 
         try:
             # Not its max_time, which is looked at only before an attempt and by the wall clock.
-            return self._on_exception(
-                plan.waits_s,
+            result: T = self._on_exception(
+                lambda: plan,
                 RedisError,
                 max_tries=self._max_retries + 1,
                 giveup=plan.is_hopeless,
@@ -106,6 +106,7 @@ class Retry:
                 on_backoff=tell,
                 logger=None,
             )(again)()
+            return result
         finally:
             del plan.error  # its traceback leads back here
 
@@ -144,12 +145,16 @@ class _Plan:
         self._retried[type(error)] = retried + 1
         return False
 
-    def waits_s(self) -> Generator[float, Any, None]:
-        yield 0.0  # backoff drops the first
-        while True:
+    def send(self, error: RedisError | None) -> float:
+        """Return the seconds to wait; what backoff asks of a generator, after a first None.
+
+        This is none: a generator that is not used up is closed by its end, and what a signal
+        handler raises just there, nobody ever hears of.
+        """
+        if error is not None:
             self.waits += 1
             self._longest_s = min(2 * self._longest_s, self._max_s)
-            yield self.wait_s
+        return self.wait_s
 
 
 def _whole(argument: str, value: Any) -> int:

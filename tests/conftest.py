@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from jmcache.circuit_breaker import CircuitBreaker, Transition
+from jmcache.monitoring import _voice
 from jmcache.settings import CacheSettings
 from jmcache.testing import ManualClock, PrivateServer, RedisServerNotFound
 
@@ -47,6 +48,12 @@ def told(breaker: CircuitBreaker) -> list[Transition]:
     told: list[Transition] = []
     breaker.on_change(told.append)
     return told
+
+
+@pytest.fixture(autouse=True)
+def _no_line_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log lines are spoken on a thread; on a busy machine a test would look before it has them."""
+    monkeypatch.setattr(_voice, "WAIT_S", 10.0)
 
 
 @pytest.fixture(scope="session")

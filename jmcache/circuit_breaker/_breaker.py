@@ -175,6 +175,7 @@ class CircuitBreaker(View):
         Raises:
             RedisCircuitBreakerOpenError: Every probe is out already; *func* was not called.
         """
+        self._listeners.tell()  # what a thread that was interrupted left untold
         if self._moment.state is CLOSED:
             return self.call(func, *args, **kwargs)
         return self._call_as_probe(True, func, *args, **kwargs)
@@ -291,8 +292,9 @@ class CircuitBreaker(View):
             return
         failures = before.failures if after.state is CLOSED else after.failures
         transition = Transition(self._name, before.state, after.state, reason, failures, cause)
+        note = self._listeners.noting(transition)
         self._moment = after
-        self._listeners.note(transition)
+        note()
 
     def _renew_in_child(self) -> None:
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +23,7 @@ class Listeners:
     def renew(self) -> None:
         """Forget what was not told yet, and who was telling: another process does that."""
         self._lock = threading.Lock()
-        self._untold: deque[Transition] = deque()
+        self._untold: deque[tuple[Listener, Transition]] = deque()
         self._teller: object | None = None  # taken under _lock
 
     def add(self, listener: Listener) -> None:
@@ -30,9 +31,13 @@ class Listeners:
         with self._lock:
             self._listeners = (*self._listeners, listener)
 
-    def note(self, transition: Transition) -> None:
-        """Have it told by the next `tell`. Holds up nobody: safe with a lock held."""
-        self._untold.append(transition)
+    def noting(self, transition: Transition) -> Callable[[], None]:
+        """Return a call that has it told by the next `tell`. Holds up nobody.
+
+        It is one step: an exception from a signal handler comes before it or after it.
+        """
+        news = [(listener, transition) for listener in self._listeners]
+        return functools.partial(self._untold.extend, news)
 
     def tell(self) -> None:
         """Tell what is not told yet, unless another thread is doing so."""
@@ -55,6 +60,6 @@ class Listeners:
 
     def _tell_all(self) -> None:
         while self._untold:
-            transition = self._untold.popleft()
-            for listener in self._listeners:
-                listener(transition)
+            # One by one: who is interrupted in a listener leaves the rest to the next.
+            listener, transition = self._untold.popleft()
+            listener(transition)

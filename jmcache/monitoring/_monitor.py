@@ -22,6 +22,7 @@ from jmcache.monitoring._metrics import (
 )
 from jmcache.monitoring._outage import Transition
 from jmcache.monitoring._stats import UNTIMED, CacheStats, Slot, summarize
+from jmcache.monitoring._voice import say
 from jmcache.outcome import Outcome
 
 _log = logging.getLogger("jmcache.cache")
@@ -113,18 +114,20 @@ class Monitor:
         self, operation: str, counts: Mapping[tuple[Outcome, str], int], seconds: float
     ) -> None:
         bits = int(seconds * 1e6).bit_length()
+        added: dict[Slot, _Cell] = {}
         for (outcome, reason), count in counts.items():
             if bits != UNTIMED:
-                self._add((operation, outcome, reason, bits), 1, seconds)
+                self._add((operation, outcome, reason, bits), 1, seconds, added)
                 bits = UNTIMED
                 count -= 1
             if count:
-                self._add((operation, outcome, reason, UNTIMED), count, 0.0)
+                self._add((operation, outcome, reason, UNTIMED), count, 0.0, added)
+        # In one step: a call that is interrupted has counted all of its keys, or none.
+        self._cells.update(added)
 
-    def _add(self, slot: Slot, count: int, seconds: float) -> None:
-        cell = self._cells.setdefault(slot, _Cell())
-        cell.count += count
-        cell.max_s = max(cell.max_s, seconds)
+    def _add(self, slot: Slot, count: int, seconds: float, added: dict[Slot, _Cell]) -> None:
+        cell = self._cells.get(slot) or _Cell()
+        added[slot] = _Cell(cell.count + count, max(cell.max_s, seconds))
 
     def note_retry(self, error: RedisError, wait_s: float) -> None:  # noqa: ARG002
         """Count an attempt that is made again after *error*; what Retry calls before it waits."""
@@ -163,11 +166,12 @@ class Monitor:
                 "reason": reason,
                 "suppressed": suppressed,
             }
-            _log.warning(
+            say(
+                _log,
+                logging.WARNING,
                 "%(namespace)s: value not cached: %(path)s, of type %(type)s: %(reason)s"
                 + _suffix(suppressed),
                 fields,
-                extra={"jmcache": fields},
             )
 
     def note_corrupt(self, key_digest_hex: str, reason: str) -> None:
@@ -192,12 +196,12 @@ class Monitor:
             "reason": reason,
             "suppressed": suppressed,
         }
-        _log.log(
+        say(
+            _log,
             logging.ERROR if reason == "wrong_key" else logging.WARNING,
             "%(namespace)s: entry is not ours, read as a miss: key digest %(key_digest)s:"
             " %(reason)s" + _suffix(suppressed),
             fields,
-            extra={"jmcache": fields},
         )
 
     def note_not_served(self, operation: str, reason: str, message: str) -> None:
@@ -216,10 +220,11 @@ class Monitor:
             "reason": reason,
             "what": message,
         }
-        _log.error(
+        say(
+            _log,
+            logging.ERROR,
             "%(namespace)s: Redis does not serve %(operation)s (%(reason)s): %(what)s",
             fields,
-            extra={"jmcache": fields},
         )
 
     def stats(self) -> CacheStats:
@@ -256,9 +261,9 @@ class _Cell:
 
     __slots__ = ("count", "max_s")
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.max_s = 0.0
+    def __init__(self, count: int = 0, max_s: float = 0.0) -> None:
+        self.count = count
+        self.max_s = max_s
 
 
 class _Throttle:

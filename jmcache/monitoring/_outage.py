@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from jmcache.fork import renew_in_child
+from jmcache.monitoring._voice import say
 
 _log = logging.getLogger("jmcache.circuit_breaker")
 
@@ -202,4 +203,4 @@ class OutageLog:
     def _say(self, line: _Line | None) -> None:
         if line is not None:
             level, text, fields = line
-            _log.log(level, text, fields, extra={"jmcache": fields})
+            say(_log, level, text, fields)

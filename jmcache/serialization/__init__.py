@@ -47,7 +47,6 @@ _MALFORMED = (
     AttributeError,
     LookupError,
     MemoryError,
-    OSError,  # a time zone's file
     RecursionError,
     TypeError,
     ValueError,

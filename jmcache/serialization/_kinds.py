@@ -70,16 +70,25 @@ def _is_known(zone: ZoneInfo) -> bool:
     """Is it what ZoneInfo(key) returns, and not one that was made from a file of its own?"""
     key: str | None = zone.key
     try:
-        return key is not None and ZoneInfo(key) is zone
-    except (LookupError, OSError, ValueError):
+        return key is not None and _zone(key) is zone
+    except (LookupError, ValueError):
         return False
+
+
+def _zone(key: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(key)
+    except OSError as error:
+        if error.errno is None:  # not of the zone's file: a timer's TimeoutError, and not ours
+            raise
+        raise LookupError("no such time zone") from error
 
 
 def _decode_zone(payload: Any) -> tzinfo | None:
     if payload is None:
         return None
     if type(payload) is str:
-        return ZoneInfo(payload)
+        return _zone(payload)
     offset, *name = payload
     return timezone(offset * _TICK, *name)
 

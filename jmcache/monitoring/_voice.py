@@ -1,0 +1,49 @@
+"""Log lines, spoken by a thread of ours on behalf of a caller.
+
+On the caller's own thread a line could cost more than itself. logging's handlers catch whatever is
+raised while they write, a time limit that arrives just then, too; one that arrives a moment earlier
+leaves their lock held; and a handler that hangs would take the caller with it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextvars
+import logging
+import threading
+from typing import Any
+
+WAIT_S = 0.25  # a caller waits so long at most, so that lines keep their order; 0.0001 is usual
+
+
+def say(log: logging.Logger, level: int, text: str, fields: dict[str, Any]) -> None:
+    """Log *text* filled with *fields*, which go along as the record's ``jmcache`` too.
+
+    Waits until it is logged, as far as ``WAIT_S`` allows. The caller's context variables are there
+    for filters; the thread's name is "jmcache-log".
+    """
+    gate = threading.Lock()
+    gate.acquire()
+    line = (contextvars.copy_context(), log, level, text, fields)
+    try:
+        # As elsewhere: Thread.start() is Python code, so it has no business on a caller's thread.
+        _thread.start_new_thread(_launch, (gate, line))
+    except RuntimeError:  # no thread is to be had, or the interpreter is on its way out
+        _speak(gate, line)
+    gate.acquire(timeout=WAIT_S)
+
+
+def _launch(gate: threading.Lock, line: Any) -> None:
+    thread = threading.Thread(target=_speak, args=(gate, line), name="jmcache-log", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # as in say
+        _speak(gate, line)
+
+
+def _speak(gate: threading.Lock, line: Any) -> None:
+    context, log, level, text, fields = line
+    try:
+        context.run(log.log, level, text, fields, extra={"jmcache": fields})
+    finally:
+        gate.release()
