@@ -7,6 +7,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from certificates import Certificates
 
 from jmcache.circuit_breaker import CircuitBreaker, Transition
 from jmcache.monitoring import _voice
@@ -82,6 +83,12 @@ def redis_server(_unix_server: PrivateServer) -> PrivateServer:
 def tcp_server(_port_server: PrivateServer) -> PrivateServer:
     """As redis_server, on a port of 127.0.0.1."""
     return _as_new(_port_server)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates for 127.0.0.1."""
+    return Certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
