@@ -14,6 +14,7 @@ import random
 import struct
 import sys
 import threading
+import time
 import traceback
 import types
 import uuid
@@ -859,6 +860,43 @@ def test_a_place_that_is_named_twice_is_refused_before_any_work(serializer):
     """Half a megabyte of "0" would have us walk the other half a hundred thousand times."""
     assert reason_of(serializer, b't[["1",2],[0,"decimal",0,["*",{}]]]') == "undecodable"
     assert reason_of(serializer, b't[["1","2"],[1,"decimal",0,"decimal"]]') == "undecodable"
+
+
+ONE_HASH = 2**61 - 1  # the hash of an int is its rest by this: all multiples have one
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b't[[%b],"set"]' % b",".join(b"%d" % (n * ONE_HASH) for n in range(5000)),
+        b't[[%b],"frozenset"]' % b",".join(b"%d" % (n * ONE_HASH) for n in range(5000)),
+        b't[[%b],"dict"]' % b",".join(b"%d,0" % (n * ONE_HASH) for n in range(5000)),
+        b't[["%b"],["set",["*","uuid"]]]'
+        % b'","'.join(b"%x" % (n * ONE_HASH) for n in range(5000)),
+    ],
+    ids=["set", "frozenset", "dict", "uuids"],
+)
+def test_elements_chosen_to_share_their_hash_are_undecodable(serializer, body):
+    """40,000 of them in one body would hold up every thread of the process for 18 s."""
+    assert reason_of(serializer, body) == "undecodable"
+
+
+def test_places_chosen_to_share_their_hash_are_refused_in_no_time(serializer):
+    """As above, in the marks; CPU time, which a busy machine does not lengthen."""
+    marks = b",".join(b'%d,"utc"' % (n * ONE_HASH) for n in range(20_000))
+    began = time.thread_time()
+    assert reason_of(serializer, b"t[[1],[%b]]" % marks) == "undecodable"
+    assert time.thread_time() - began < 1.0
+
+
+def test_a_set_whose_elements_share_their_hash_comes_back_or_is_refused(serializer):
+    """What is written and can't be read again is a miss for ever, and nobody knows why."""
+    few, many = ({n * ONE_HASH for n in range(count)} for count in (100, 500))
+    assert comes_back(serializer, few)
+    assert comes_back(serializer, dict.fromkeys(few))
+    for value in (many, frozenset(many), dict.fromkeys(many), {"a": [many]}):
+        assert refusal_of(serializer, value).reason == "unserializable"
+    assert comes_back(serializer, tuple(many))
 
 
 def test_reading_never_imports_a_module(serializer, monkeypatch):

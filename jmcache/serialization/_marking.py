@@ -11,7 +11,8 @@ A mark says what the place of the same shape in the tree needs:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from typing import Any
 
@@ -19,6 +20,7 @@ from jmcache.serialization import _kinds
 from jmcache.serialization._refusal import Refusal, step
 
 _ALL = "*"
+_ONE_HASH = 100  # elements with the same one; by chance there are hardly two
 
 # What is its own payload. In a careful walk numbers are looked at one by one.
 _LEAVES = frozenset({str, int, float, bool, type(None)})
@@ -162,6 +164,8 @@ class Marker:
 
     def _mark_pairs(self, value: dict[Any, Any], depth: int) -> tuple[Any, Any]:
         """For a dict with a key that is not text: keys and values in turn, in one list."""
+        if _clashes(value):
+            raise Refusal("unserializable", type(value), "too many of its keys have one hash")
         pairs = [part for pair in value.items() for part in pair]
         payload, mark = self.mark_list(
             pairs, depth, lambda place: step(pairs[place - 1]) if place % 2 else "{key}"
@@ -216,9 +220,10 @@ def restore(nodes: list[Any], mark: Any, decoders: Mapping[str, Decoder]) -> lis
         return list(map(decoders[tag], restore(nodes, inner, decoders)))
     else:
         # Each place once: a short body that names one place often could keep us busy for long.
-        if sorted(set(mark[::2])) != mark[::2]:
+        order = mark[::2]
+        if order != sorted(order) or any(map(operator.eq, order, order[1:])):
             raise ValueError("places out of order")
-        places = zip(mark[::2], mark[1::2], strict=True)
+        places = zip(order, mark[1::2], strict=True)
     for place, inner in places:
         values = restore([node[place] for node in nodes], inner, decoders)
         for node, value in zip(nodes, values, strict=True):
@@ -235,10 +240,17 @@ def _scalar(encode: Callable[[Any], tuple[Any, str | None]]) -> Encoder:
 
 def _elements(tag: str, where: Callable[[int], str]) -> Encoder:
     def encode(walk: Marker, value: Any, depth: int) -> tuple[Any, Any]:
+        if type(value) is not tuple and _clashes(value):
+            raise Refusal("unserializable", type(value), "too many of its elements have one hash")
         payload, mark = walk.mark_list(list(value), depth, where)
         return payload, tagged(tag, mark)
 
     return encode
+
+
+def _clashes(elements: Collection[Any]) -> bool:
+    """Were they chosen to have one hash? A set of n such takes n * n steps: 18 s for a MiB."""
+    return len(elements) > _ONE_HASH and (len(elements) - len(set(map(hash, elements))) > _ONE_HASH)
 
 
 def _decode_tuple(payload: Any) -> tuple[Any, ...]:
@@ -246,7 +258,9 @@ def _decode_tuple(payload: Any) -> tuple[Any, ...]:
 
 
 def _decode_set(payload: Any) -> set[Any]:
-    value = set(_as_list(payload))
+    if _clashes(_as_list(payload)):
+        raise ValueError("one hash for too many")
+    value = set(payload)
     if len(value) != len(payload):
         raise ValueError("an element twice")
     return value
@@ -258,6 +272,8 @@ def _decode_frozenset(payload: Any) -> frozenset[Any]:
 
 def _decode_pairs(payload: Any) -> dict[Any, Any]:
     parts = _as_list(payload)
+    if _clashes(parts[::2]):
+        raise ValueError("one hash for too many")
     value = dict(zip(parts[::2], parts[1::2], strict=True))
     if 2 * len(value) != len(parts):
         raise ValueError("a key twice")
