@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -350,6 +351,11 @@ STEPS: dict[str, tuple[Step, Step]] = {
     ),
     "a timeout": (lambda m: m.get(b"k", Deadline(1e-9)), lambda m: m.ping(soon())),
     "drop_connections": (lambda m: m.drop_connections(), lambda m: m.ping(soon())),
+    "reconfigure": (
+        # The pool that goes has an idle connection, which an error kept would keep open.
+        lambda m: m.reconfigure(replace(m.settings, ttl=m.settings.ttl + 1)),
+        lambda m: m.ping(soon()),
+    ),
 }
 
 

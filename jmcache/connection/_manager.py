@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from jmcache.settings import CacheSettings
 
 
+_READS = ("get", "get_many", "ping")
+
+
 @dataclass(frozen=True, slots=True)
 class PoolUsage:
     """Connections of this process to one Redis."""
@@ -24,6 +29,14 @@ class PoolUsage:
     in_use: int
     idle: int
     limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Present:
+    """What is in use, replaced as a whole: a reader never sees half a change."""
+
+    settings: CacheSettings
+    server: Node
 
 
 class RedisConnectionManager:
@@ -57,10 +70,17 @@ class RedisConnectionManager:
         self._make_node = _node.Node
         self._connection_class = connection_class
         self._connection_options = connection_options or {}
-        self._settings = settings
         self._closed = False
-        self._server = self._new_server()  # replaced as a whole
+        self._lock = threading.Lock()
+        self._present = _Present(settings, self._new_server(settings))  # replaced under _lock
+        # Servers that are to be closed, and perhaps the present one: see reconfigure.
+        self._former: deque[Node] = deque()
         renew_in_child(self._renew_in_child)
+
+    @property
+    def settings(self) -> CacheSettings:
+        """The settings in use."""
+        return self._present.settings
 
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
         """Return what is stored under *name*, or None."""
@@ -94,21 +114,34 @@ class RedisConnectionManager:
 
     def ping(self, deadline: Deadline) -> None:
         """Ask for a sign of life. A server that forbids PING has given one."""
+        if self._former:  # somebody was interrupted in reconfigure
+            self._close_former()
         self._carry_out("ping", deadline)
 
     def reconfigure(self, settings: CacheSettings) -> None:
         """Use the Redis that *settings* name from now on: another host, password, pool size.
 
-        Returns at once, and costs no call that is under way: it ends on the connection it has.
-        One that fails there because the old Redis, or the old password, is gone, is carried out
-        again on the new one within its deadline. Nothing is connected before the next verb.
+        Returns at once and connects to nothing. Costs no call that is under way: it ends on the
+        connection it has. One that fails there, because the old Redis or the old password is gone,
+        and one that still waits for a connection, are carried out on the new Redis within their
+        deadline; so is a write that was still done by the old one. Until such calls are over there
+        may be more connections than *settings* allow.
+
+        Idempotent. Whoever is interrupted in it may find either Redis in use; calling it again
+        makes sure. Has no effect after `close`.
         """
-        before = self._server
-        self._settings = settings
-        self._server = self._new_server()
-        before.close()
-        if self._closed:  # since the line above the last
-            self._server.close()
+        try:
+            if settings != self._present.settings:
+                server = self._new_server(settings)
+                with self._lock:
+                    # Noted before it is replaced: an interrupt between leaves one here that is
+                    # still in use, which is not closed then, rather than one that nobody closes.
+                    self._former.append(self._present.server)
+                    self._present = _Present(settings, server)
+        finally:
+            self._close_former()
+            if self._closed:  # meanwhile, perhaps before there was a new one to close
+                self._server.close()
 
     def drop_connections(self) -> None:
         """Close idle connections now and the others after their exchange; new ones come lazily."""
@@ -128,26 +161,50 @@ class RedisConnectionManager:
     def close(self) -> None:
         """Close all connections, those in use after their exchange. Idempotent, never blocks."""
         self._closed = True
+        self._close_former()
         self._server.close()
 
+    @property
+    def _server(self) -> Node:
+        return self._present.server
+
     def _carry_out(self, verb: str, *args: Any) -> Any:
-        if self._closed:
-            raise RedisClosedError("the connection manager is closed")
-        server = self._server
+        while True:
+            if self._closed:
+                raise RedisClosedError("the connection manager is closed")
+            server = self._present.server
+            try:
+                done = getattr(server, verb)(*args)
+            except RedisError:
+                if server is self._present.server:
+                    raise
+            else:
+                if server is self._present.server or verb in _READS:
+                    return done
+            # Reconfigured meanwhile: once more, on the new one, in what is left of the deadline.
+
+    def _close_former(self) -> None:
+        for server in tuple(self._former):
+            if server is not self._present.server:
+                server.close()
+                self._forget_former(server)
+
+    def _forget_former(self, server: Node) -> None:
         try:
-            return getattr(server, verb)(*args)
-        except RedisError as error:
-            if server is self._server or not error.trips:
-                raise
-        return self._carry_out(verb, *args)  # it was reconfigured meanwhile
+            self._former.remove(server)
+        except ValueError:  # another thread closed it, too
+            pass
 
     def _renew_in_child(self) -> None:
-        inherited = self._server
-        self._server = self._new_server()
-        inherited.abandon()
+        inherited = (*self._former, self._present.server)
+        self._lock = threading.Lock()
+        self._former.clear()
+        settings = self._present.settings
+        self._present = _Present(settings, self._new_server(settings))
+        for server in inherited:
+            server.abandon()
 
-    def _new_server(self) -> Node:
-        settings = self._settings
+    def _new_server(self, settings: CacheSettings) -> Node:
         if self._connection_class is None:
             connection_class, options = _native(settings)
         else:

@@ -21,7 +21,7 @@ from typing import Any
 import redis
 
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisPoolExhaustedError
+from jmcache.errors import RedisClosedError, RedisPoolExhaustedError
 
 Loan = list[Any]  # of one connection, or empty
 
@@ -103,7 +103,10 @@ class Pool(redis.ConnectionPool):
 
         Raises:
             RedisPoolExhaustedError: None came free in four fifths of what is left of *deadline*.
+            RedisClosedError: The pool is closed, perhaps since this call began to wait.
         """
+        if self._closed:
+            raise RedisClosedError("the pool is closed")
         if self._waiters or not (self._take_idle(loan) or self._grow(loan)):
             self._wait(loan, deadline.remaining() * _WAIT_SHARE)
         left_s = deadline.remaining()
@@ -137,7 +140,7 @@ class Pool(redis.ConnectionPool):
         self._close_idle()
 
     def close(self) -> None:
-        """Keep no connection from now on."""
+        """Lend none from now on, and keep none that comes back."""
         self._closed = True
         self.drop()
 
@@ -207,6 +210,8 @@ class Pool(redis.ConnectionPool):
         try:
             self._waiters.append(waiter)
             while not self._is_served(waiter, loan) and waiter.seen < until:
+                if self._closed:
+                    raise RedisClosedError("the pool was closed")
                 waiter.bell.acquire(timeout=min(until - waiter.seen, _LOOK_AGAIN_S))
                 waiter.seen = time.monotonic()
                 if waiter.passed_over:

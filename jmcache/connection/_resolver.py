@@ -20,6 +20,7 @@ Found = list[tuple[int, tuple[Any, ...]]]  # (address family, socket address)
 
 _LOOK_AGAIN_S = 0.02  # an interrupted waiter may keep the gate shut; nobody waits longer for it
 _SHARE_WITH_SPARE = 0.5  # of the deadline, when older addresses are at hand
+_NO_ADDRESS = ("illegal IP address string passed to inet_pton",)
 
 
 class _LookUp:
@@ -106,7 +107,9 @@ def _literal(host: str, port: int) -> Found:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
-        except OSError:
+        except OSError as error:
+            if error.args != _NO_ADDRESS:
+                raise  # a signal handler's: it may be an OSError too, and inet_pton's has no number
             continue
         return [(family, (host, port))]
     return []
