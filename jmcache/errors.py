@@ -7,7 +7,7 @@ RedisError
 │   ├── RedisTimeoutError             no answer within the deadline     trips
 │   │   └── RedisHurriedError         too little time was left to ask   trips nothing
 │   ├── RedisNotReadyError            LOADING, MASTERDOWN, ...          retryable, trips
-│   ├── RedisReadOnlyError            a replica was asked to write      retryable once, trips
+│   ├── RedisReadOnlyError            a replica was asked to write      retryable once, trips, writes too
 │   ├── RedisProtocolError            the reply is not one we asked for trips
 │   ├── RedisMisconfiguredError       credentials, database or TLS      opens at once
 │   └── RedisPoolExhaustedError       no connection came free: our scarcity, trips nothing
@@ -106,9 +106,10 @@ class RedisNotReadyError(RedisConnectionError):
 
 
 class RedisReadOnlyError(RedisConnectionError):
-    """The server is a replica now. Worth one retry over a new connection."""
+    """The server is a replica now. Worth one retry over a new connection; reads may go on."""
 
     retry_limit = 1
+    trips_writes = True
     reason = "readonly"
 
 

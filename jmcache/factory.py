@@ -27,6 +27,7 @@ from jmcache.settings import CacheSettings
 _log = logging.getLogger("jmcache.factory")
 
 _PROBE_S = 1.0  # at most; with the rest between probes it keeps "back within 2 s"
+_WRITES_AGAIN_S = 1.0  # a write that Redis will not take costs one round trip: try often
 
 
 class _Backend:
@@ -56,7 +57,7 @@ class _Backend:
         # No call is slow for this one: around it are all attempts of a write, and their waits.
         self.write_breaker = CircuitBreaker(
             settings.failure_threshold,
-            settings.reset_timeout,
+            min(settings.reset_timeout, _WRITES_AGAIN_S),
             failure_rate_threshold=settings.failure_rate_threshold,
             rate_window=settings.rate_window,
             rate_min_calls=settings.rate_min_calls,

@@ -85,7 +85,7 @@ class HealthThread:
         is_open: Callable[[], bool],
         *,
         interval: float = 30.0,
-        open_interval: float = 1.0,
+        open_interval: float = 0.75,
         clock: Callable[[], float] = time.monotonic,
         rand: Callable[[], float] = random.random,
     ) -> None:

@@ -443,7 +443,7 @@ FLAGS = {
     RedisTimeoutError: (False, True, False, False),
     RedisHurriedError: (False, False, False, False),
     RedisNotReadyError: (True, True, False, False),
-    RedisReadOnlyError: (True, True, False, False),
+    RedisReadOnlyError: (True, True, False, True),
     RedisProtocolError: (False, True, False, False),
     RedisMisconfiguredError: (False, True, True, False),
     RedisPoolExhaustedError: (False, False, False, False),
