@@ -7,7 +7,7 @@ RedisError
 │   ├── RedisTimeoutError             no answer within the deadline     trips
 │   │   └── RedisHurriedError         too little time was left to ask   trips nothing
 │   ├── RedisNotReadyError            LOADING, MASTERDOWN, ...          retryable, trips
-│   ├── RedisReadOnlyError            a replica was asked to write      retryable once, trips, writes too
+│   ├── RedisReadOnlyError            a replica was asked to write      retryable once, trips both
 │   ├── RedisProtocolError            the reply is not one we asked for trips
 │   ├── RedisMisconfiguredError       credentials, database or TLS      opens at once
 │   └── RedisPoolExhaustedError       no connection came free: our scarcity, trips nothing

@@ -123,13 +123,12 @@ def _every_operation(cache: RedisCache) -> list[tuple[str, Callable[[], object],
 
 
 @pytest.mark.parametrize("kind", ["refusing", "silent", "swallowing", "drip"])
-@pytest.mark.parametrize("threshold", [1000, 5])
 def test_every_operation_ends_within_the_deadline_without_a_word(
-    request: pytest.FixtureRequest, kind: str, threshold: int
+    request: pytest.FixtureRequest, kind: str
 ) -> None:
     """A request waits for the cache no longer than it was promised, whatever the network does."""
     port = request.getfixturevalue(f"{kind}_port")
-    with _open(CacheSettings(port=port, failure_threshold=threshold)) as cache:
+    with _open(CacheSettings(port=port, failure_threshold=1000)) as cache:
         for operation, call, nothing in _every_operation(cache):
             started = time.monotonic()
             assert call() == nothing, operation
@@ -153,27 +152,6 @@ def test_impatient_callers_do_not_open_the_breaker(silent_port: int, server: Pri
         assert cache.health().breaker == "closed"
 
 
-def test_a_stopped_server_costs_the_deadline_and_then_nothing(
-    server: PrivateServer, cache: RedisCache
-) -> None:
-    """SIGSTOP is what a hung machine looks like: it takes the connection and never answers."""
-    cache.set("k", "right")
-    server.pause()
-    slowest = 0.0
-    for _ in range(8):
-        started = time.monotonic()
-        assert cache.get("k") is None
-        slowest = max(slowest, time.monotonic() - started)
-    assert slowest <= D + ALLOWANCE
-    assert cache.health().breaker == "open"
-    started = time.monotonic()
-    for _ in range(100):
-        assert cache.lookup("k").reason == "breaker_open"
-    assert time.monotonic() - started < 0.1, "with the breaker open a call returns at once"
-    server.resume()
-    _wait_for(lambda: cache.get("k") == "right", within_s=2.0 + ALLOWANCE)
-
-
 def test_after_a_restart_hits_come_again_within_two_seconds(
     server: PrivateServer, cache: RedisCache, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,17 +169,6 @@ def test_after_a_restart_hits_come_again_within_two_seconds(
     assert levels[-1] == "INFO"
     assert "is back after" in caplog.records[-1].getMessage()
     assert len(levels) == 2, "two lines for an outage of 200 calls"
-
-
-def test_a_killed_server_that_is_back_before_anyone_looks_is_no_outage(
-    server: PrivateServer, cache: RedisCache
-) -> None:
-    """The pool's connections are dead; the first call must find that out by itself."""
-    cache.set("k", 1)
-    server.kill()
-    server.start()
-    assert cache.set("k", 2) is True
-    assert cache.get("k") == 2
 
 
 def _name(cache: RedisCache, key: str) -> bytes:

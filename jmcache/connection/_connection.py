@@ -77,10 +77,25 @@ class Connection:
         self._dial(deadline)
         self._sock.begin(deadline)
         self._replies.begin(_GREETING_ROOM)
-        for command in self._send_greeting():
+        try:
+            commands = self._send_greeting()
+        except OSError as error:
+            if not is_foreign(error):
+                self._hear_why()
+            raise
+        for command in commands:
             reply = self._replies.read(OK)
             if isinstance(reply, Exception):
                 judge_greeting(command, reply, self._db)
+
+    def _hear_why(self) -> None:
+        """Raise what a server said that closed the connection before it heard anything.
+
+        One without room for us does, and a Unix socket then takes nothing from us any more.
+        """
+        reply = self._replies.read(OK)
+        if isinstance(reply, Exception):
+            raise translate(reply) from reply
 
     def _dial(self, deadline: Deadline) -> None:
         """Connect the socket."""
