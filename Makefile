@@ -41,6 +41,10 @@ faults-table: .venv/.stamp-test ## Run the fault matrix and write its table into
 	@.ci/server.sh
 	@$(python) tests/faults/table.py $(ARGS)
 
+soak: .venv/.stamp-test ## Use it for ten minutes while everything breaks (ARGS="--seconds 60 --seed 7", --peers)
+	@.ci/server.sh
+	@PYTHONPATH=tests $(python) -m soak $(ARGS)
+
 docs: .venv/.stamp-test ## Run every code block of README.md and docs/
 	@.ci/server.sh
 	@$(python) -m pytest tests/test_docs.py $(ARGS)
