@@ -43,7 +43,7 @@ class _Backend:
                 settings.endpoint,
             )
         self.outage = OutageLog(settings.endpoint)
-        self.write_outage = OutageLog(f"{settings.endpoint} for writes")
+        self.write_outage = OutageLog(f"{settings.endpoint} for writes", lines=2)
         self.breaker = CircuitBreaker(
             settings.failure_threshold,
             settings.reset_timeout,

@@ -838,9 +838,39 @@ def test_the_memory_of_corrupt_keys_is_bounded_and_keeps_the_recent_ones(
     for number in range(2_000):
         monitor.note_corrupt(f"{number:x}", "magic")
         monitor.note_corrupt("popular", "magic")
-        clock.advance(1.0)
+        clock.advance(60.0)
     assert len(monitor._known_digests) == 1024
     assert sum("popular" in record.getMessage() for record in log.records) == 1
+
+
+def test_a_flood_of_corrupt_entries_is_a_line_a_minute_for_each_of_two_reasons(
+    make: MakeMonitor, log: pytest.LogCaptureFixture, clock: ManualClock
+) -> None:
+    """A line for each key of a foreign program hides what else is going on."""
+    monitor = make(clock=clock)
+    for number in range(1_000):
+        for reason in ("magic", "checksum", "truncated"):
+            monitor.note_corrupt(f"{number:x}{reason}", reason)
+    assert len(log.records) == 2
+    clock.advance(60.0)
+    monitor.note_corrupt("another", "magic")
+    assert "such lines suppressed" in log.records[-1].getMessage()
+
+
+def test_what_redis_does_not_serve_is_said_as_soon_as_there_is_room_for_it(
+    make: MakeMonitor, log: pytest.LogCaptureFixture, clock: ManualClock
+) -> None:
+    """Said once and then lost in a flood is never said."""
+    monitor = make(clock=clock)
+    monitor.note_corrupt("a", "magic")
+    monitor.note_corrupt("b", "checksum")
+    monitor.note_not_served("get", "noperm", "the ACL")
+    assert len(log.records) == 2
+    clock.advance(60.0)
+    for _ in range(3):
+        monitor.note_not_served("get", "noperm", "the ACL")
+    assert len(log.records) == 3
+    assert "the ACL" in log.records[-1].getMessage()
 
 
 # Outages ------------------------------------------------------------------------------------------
@@ -968,13 +998,14 @@ def test_redis_coming_and_going_all_the_time_is_a_few_lines_a_minute(
         clock.advance(1.0)
         outage.on_change(CLOSES)
         clock.advance(1.0)
-    assert levels(log) == [logging.WARNING, logging.INFO] * 5
+    assert levels(log) == [logging.WARNING, logging.INFO] * 3
+    clock.advance(1.0)  # the first two lines are a minute old
     outage.on_change(OPENS)
     clock.advance(1.0)
     outage.on_change(CLOSES)
-    assert levels(log) == [logging.WARNING, logging.INFO] * 6
-    assert "25 short outages" in log.records[-1].getMessage()
-    assert " 25 operations" in log.records[-1].getMessage()
+    assert levels(log) == [logging.WARNING, logging.INFO] * 4
+    assert "27 short outages" in log.records[-1].getMessage()
+    assert " 27 operations" in log.records[-1].getMessage()
     clock.advance(60.0)
     outage.on_change(OPENS)
     outage.on_change(CLOSES)
@@ -1000,10 +1031,35 @@ def test_an_outage_among_many_that_lasts_is_warned_of_after_all(
     outage.on_change(CLOSES)
     assert levels(log) == [logging.WARNING, logging.INFO, logging.INFO]
     log.clear()
-    for _ in range(5):  # the warning that came late was one of five in its minute
+    for _ in range(5):  # the three lines that came late are some of the six in their minute
         outage.on_change(OPENS)
         outage.on_change(CLOSES)
-    assert levels(log) == [logging.WARNING, logging.INFO] * 4
+    assert levels(log) == [logging.WARNING, logging.INFO]
+
+
+def test_everything_at_once_is_ten_lines_a_minute(
+    make: MakeMonitor, log: pytest.LogCaptureFixture, clock: ManualClock
+) -> None:
+    """In the night in which everything breaks somebody has to read this."""
+    monitor = make(clock=clock)
+    reads, writes = OutageLog(ENDPOINT, clock), OutageLog(ENDPOINT, clock, lines=2)
+    said_at = []
+    for second in range(600):
+        log.clear()
+        for outage in (reads, writes):
+            outage.on_change(OPENS)
+            outage.on_change(PROBES)
+            outage.on_change(dataclasses.replace(FAILS, reason="auth"))
+            outage.skipped()
+        monitor.note_corrupt(f"{second:x}", "magic")
+        monitor.note_corrupt(f"{second:x}", "wrong_key")
+        monitor.note_not_served("get", "noperm", "the ACL")
+        clock.advance(1.0)
+        for outage in (reads, writes):
+            outage.on_change(CLOSES)
+        said_at += [second] * len(log.records)
+    assert len(said_at) >= 60
+    assert max(sum(at - 60 < one <= at for one in said_at) for at in said_at) <= 10
 
 
 def test_late_news_of_an_outage_that_is_over_logs_nothing(

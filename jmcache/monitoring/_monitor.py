@@ -29,6 +29,8 @@ _log = logging.getLogger("jmcache.cache")
 
 QUIET_S = 10.0  # between two lines that say the same
 LINES = 32  # different ones within QUIET_S: a flood of bad values is no flood of lines
+RARE_QUIET_S = 60.0  # the same for what is not the caller's doing, and comes in floods
+RARE_LINES = 2
 DIGESTS = 1024  # of corrupt entries already spoken of
 PATH_LENGTH = 200  # characters of a path that are kept and logged
 
@@ -70,7 +72,8 @@ class Monitor:
         self._lock = threading.Lock()
         self._cells: dict[Slot, _Cell] = {}  # guarded by _lock
         self._retries = 0  # guarded by _lock
-        self._throttle = _Throttle()  # guarded by _lock
+        self._throttle = _Throttle(QUIET_S, LINES)  # guarded by _lock
+        self._rare = _Throttle(RARE_QUIET_S, RARE_LINES)  # guarded by _lock
         self._known_digests: OrderedDict[str, None] = OrderedDict()  # guarded by _lock
         self._not_served: set[tuple[str, str]] = set()  # guarded by _lock; few of either
 
@@ -178,13 +181,14 @@ class Monitor:
         """Log that what is stored under a key is not ours, once per key.
 
         An ERROR for "wrong_key": another key's value arrived, which nothing but a fault explains.
+        One line a reason in ``RARE_QUIET_S`` seconds stands for all keys.
         """
         now = self._clock()
         with self._lock:
             if key_digest_hex in self._known_digests:
                 self._known_digests.move_to_end(key_digest_hex)
                 return
-            suppressed = self._throttle.admit(key_digest_hex, now)
+            suppressed = self._rare.admit(reason, now)
             if suppressed is None:
                 return
             self._known_digests[key_digest_hex] = None
@@ -207,13 +211,17 @@ class Monitor:
     def note_not_served(self, operation: str, reason: str, message: str) -> None:
         """Log, once for each operation and reason, that Redis does not serve it for us.
 
+        Later when there is no room for the line now.
+
         Args:
             message: What to look at; holds no key, value or password.
         """
+        what = operation, reason
+        now = self._clock()
         with self._lock:
-            if (operation, reason) in self._not_served:
+            if what in self._not_served or not self._rare.take(what, now):
                 return
-            self._not_served.add((operation, reason))
+            self._not_served.add(what)
         fields = {
             "namespace": self._namespace,
             "operation": operation,
@@ -267,31 +275,43 @@ class _Cell:
 
 
 class _Throttle:
-    """Lets a line through once in ``QUIET_S``, and no more than ``LINES`` different ones."""
+    """Lets a line through once in *quiet_s* seconds, and no more than *lines* different ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet_s: float, lines: int) -> None:
+        self._quiet_s = quiet_s
+        self._lines = lines
         self._said: dict[Hashable, tuple[float, int]] = {}  # -> said when, suppressed since
         self._orphans = 0  # suppressed lines whose own next line will not come
 
     def admit(self, line: Hashable, now: float) -> int | None:
         """Return None for a line to suppress, else how many were suppressed before it."""
         said_at, suppressed = self._said.get(line, (None, 0))
-        if said_at is not None and now - said_at < QUIET_S:
+        if said_at is not None and now - said_at < self._quiet_s:
             self._said[line] = (said_at, suppressed + 1)
             return None
-        if said_at is None and len(self._said) >= LINES:
-            self._forget_old(now)
-            if len(self._said) >= LINES:
-                self._orphans += 1
-                return None
+        if said_at is None and not self._has_room(now):
+            self._orphans += 1
+            return None
         suppressed += self._orphans
         self._orphans = 0
         self._said[line] = (now, 0)
         return suppressed
 
+    def take(self, line: Hashable, now: float) -> bool:
+        """Return True for a line to let through; one that is not is not counted either."""
+        if not self._has_room(now):
+            return False
+        self._said[line] = (now, 0)
+        return True
+
+    def _has_room(self, now: float) -> bool:
+        if len(self._said) >= self._lines:
+            self._forget_old(now)
+        return len(self._said) < self._lines
+
     def _forget_old(self, now: float) -> None:
         for line, (said_at, suppressed) in tuple(self._said.items()):
-            if now - said_at >= QUIET_S:
+            if now - said_at >= self._quiet_s:
                 del self._said[line]
                 self._orphans += suppressed
 

@@ -24,7 +24,7 @@ _CURES = {
 }
 
 # Redis coming and going every few seconds is no reason to write twenty lines a minute.
-OUTAGES = 5  # with lines of their own, in
+LINES = 6  # for outages that begin and end, in
 WINDOW_S = 60.0
 
 _Line = tuple[int, str, dict[str, Any]]
@@ -63,9 +63,9 @@ class OutageLog:
 
     closed ──WARNING (ERROR if a setting is wrong)──▶ open ──INFO every interval──▶ closed ──INFO
 
-    Probes that fail meanwhile (half-open and open again) are part of the same outage. With more
-    than ``OUTAGES`` beginnings in ``WINDOW_S`` seconds the further ones get no lines unless they
-    last; the next line says how many there were.
+    Probes that fail meanwhile (half-open and open again) are part of the same outage. One for
+    whose lines there is no room in ``WINDOW_S`` seconds gets none unless it lasts; the next line
+    says how many there were.
 
     The methods may be called from any thread; no handler runs under the lock. A forked child
     begins without an outage, as its circuit breaker does.
@@ -76,6 +76,7 @@ class OutageLog:
         endpoint: str,
         clock: Callable[[], float] = time.monotonic,
         interval: float = 30.0,
+        lines: int = LINES,
     ) -> None:
         """Begin without an outage.
 
@@ -83,10 +84,12 @@ class OutageLog:
             endpoint: Which Redis, for people; without secrets.
             clock: Seconds, never going back.
             interval: Seconds between summaries, above 0.
+            lines: In ``WINDOW_S`` seconds, for outages that do not last; 2 or more.
         """
         self._endpoint = endpoint
         self._clock = clock
         self._interval = interval
+        self._lines = lines
         self._begin()
         renew_in_child(self._begin)
 
@@ -100,7 +103,7 @@ class OutageLog:
         self._blamed = False  # was a setting named in this outage?
         self._skipped = 0  # operations answered without Redis since the last closing line
         self._unsaid = 0  # outages that came and went without a line
-        self._announced_at: deque[float] = deque(maxlen=OUTAGES)
+        self._said_at: deque[float] = deque(maxlen=self._lines)
 
     def on_change(self, transition: Transition) -> None:
         """Take note of a new state of the circuit breaker."""
@@ -110,6 +113,8 @@ class OutageLog:
                 line = self._open(transition, now)
             else:
                 line = self._close(now)
+            if line is not None:
+                self._said_at.append(now)
         self._say(line)
 
     def skipped(self) -> None:
@@ -120,6 +125,7 @@ class OutageLog:
             if now < self._summary_at:
                 return
             line = self._summarize(now)
+            self._said_at.append(now)
         self._say(line)
 
     def _open(self, transition: Transition, now: float) -> _Line | None:
@@ -131,15 +137,12 @@ class OutageLog:
         if begins:
             self._began_at = now
             self._summary_at = now + self._interval
-            crowd = self._announced_at
             self._blamed = False
-            self._announced = len(crowd) < OUTAGES or now - crowd[0] >= WINDOW_S
-            if self._announced:
-                crowd.append(now)
+            self._announced = self._has_room(now)
         if not self._announced:
             return None
         cure = _CURES.get(self._reason)
-        if cure is not None and not self._blamed:
+        if cure is not None and not self._blamed and (begins or self._has_room(now)):
             self._blamed = True
             text = (
                 "Redis %(endpoint)s does not let us in (%(reason)s), look at %(settings)s; circuit"
@@ -164,7 +167,6 @@ class OutageLog:
         level = logging.INFO if self._announced else logging.WARNING
         if not self._announced:
             self._announced = True
-            self._announced_at.append(now)
         return level, text, self._fields(now)
 
     def _close(self, now: float) -> _Line | None:
@@ -188,6 +190,10 @@ class OutageLog:
         self._reason = ""
         self._announced = self._blamed = False
         return line
+
+    def _has_room(self, now: float) -> bool:
+        """Is there room for a line, and for the one that will say that it is over?"""
+        return sum(now - said_at < WINDOW_S for said_at in self._said_at) <= self._lines - 2
 
     def _fields(self, now: float, **more: Any) -> dict[str, Any]:
         seconds = 0.0 if self._began_at is None else now - self._began_at
