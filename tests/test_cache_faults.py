@@ -287,23 +287,6 @@ def test_a_giant_under_our_name_is_bounded_and_removed(
     assert cache.health().breaker == "closed"
 
 
-def test_a_full_redis_refuses_writes_and_goes_on_reading(
-    server: PrivateServer, cache: RedisCache
-) -> None:
-    """Out of memory is no reason to do without what is cached already."""
-    cache.set("k", 1)
-    server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
-    server.command("CONFIG", "SET", "maxmemory", "1")
-    for _ in range(8):
-        assert cache.set("l", 2) is False
-        assert cache.get("k") == 1
-    assert cache.stats().refused == 8
-    health = cache.health()
-    assert (health.breaker, health.status) == ("closed", "degraded")
-    assert "writes_refused" in health.reasons
-    assert cache.delete("k") is True, "a delete frees memory; it is never held back"
-
-
 def test_a_write_that_is_held_back_is_no_sign_of_life(clock: ManualClock) -> None:
     """It would close the breaker of a Redis that is still away, and log that it is back."""
     breaker = CircuitBreaker(1, 5.0, clock=clock, name="all")
@@ -363,27 +346,6 @@ def test_writes_that_are_held_back_are_told_of_at_the_end(
     assert " 0 operations" not in lines[1]
 
 
-def test_rights_that_are_too_narrow_cost_only_what_they_forbid(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A user who may only read still reads; one ERROR says which right is missing."""
-    caplog.set_level(logging.INFO, "jmcache")
-    with PrivateServer() as server:
-        server.command("ACL", "SETUSER", "reader", "on", ">" + SECRET, "~*", "+get", "+ping")
-        settings = CacheSettings.from_url(server.url, username="reader", password=SECRET)
-        with _open(CacheSettings.from_url(server.url)) as owner, _open(settings) as reader:
-            owner.set("k", 1)
-            for _ in range(6):
-                assert reader.set("k", 2) is False
-                assert reader.get("k") == 1
-            assert reader.health().breaker == "closed"
-            assert reader.stats().operations[("set", "unavailable", "noperm")] == 6
-    errors = [record.getMessage() for record in caplog.records]
-    assert len(errors) == 1
-    assert "ACL" in errors[0]
-    assert SECRET not in caplog.text
-
-
 def test_one_giant_among_many_costs_only_itself(server: PrivateServer, cache: RedisCache) -> None:
     """It would take every page it is on down with it, for as long as it lies there."""
     cache.set_many({"a": 1, "c": 3})
@@ -430,19 +392,6 @@ def test_a_wrong_password_opens_the_breaker_at_once_and_is_never_shown(
             shown += [str(record.__dict__) for record in caplog.records]
             shown.append(caplog.text)
             assert not any(SECRET in text for text in shown)
-
-
-def test_the_server_is_asked_once_for_a_refused_login(caplog: pytest.LogCaptureFixture) -> None:
-    """Accounts are locked by those who try again and again."""
-    with PrivateServer(password="right") as server:
-        with _open(CacheSettings.from_url(server.url, password="wrong")) as cache:
-            for _ in range(30):
-                cache.get("k")
-        stats = server.command("INFO", "commandstats")
-        assert isinstance(stats, bytes)
-        line = next(text for text in stats.decode().splitlines() if text.startswith("cmdstat_auth"))
-        logins = int(line.split("failed_calls=")[1].split(",")[0])
-        assert logins <= 2, line
 
 
 def test_a_password_is_used(caplog: pytest.LogCaptureFixture) -> None:

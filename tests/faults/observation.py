@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -31,6 +32,8 @@ NOTHING: list[tuple[str, tuple[Any, ...], object]] = [
     ("set_many", ({"k": 1, "l": 2},), False),
     ("delete_many", (["k", "l"],), 0),
 ]
+_LOG = logging.getLogger("jmcache")
+LINES = 10  # of the log, for a test of less than a minute
 OPERATIONS = frozenset({"lookup", *(name for name, _, _ in NOTHING)})
 WORKED = frozenset({Outcome.HIT, Outcome.MISS, Outcome.DONE})
 
@@ -136,6 +139,11 @@ class Observation:
         self.outcomes: Counter[str] = Counter()
         self.breaker: set[str] = set()
         self.back_s: float | None = None
+        self.log: list[logging.LogRecord] = []
+        self._handler = _Listening(self.log)
+        self._level = _LOG.level
+        _LOG.addHandler(self._handler)
+        _LOG.setLevel(logging.INFO)
         self._caches: list[Any] = []
         self._lent = 0
         self._over_at: float | None = None
@@ -253,6 +261,10 @@ class Observation:
         times = [each for each in (self.back_s, seen["back_s"]) if each is not None]
         self.back_s = max(times, default=None)
 
+    def errors(self) -> list[str]:
+        """The ERROR lines of the log so far."""
+        return [line.getMessage() for line in self.log if line.levelno >= logging.ERROR]
+
     # What is asked of every row
 
     def close(self) -> None:
@@ -260,9 +272,11 @@ class Observation:
         for cache in self._caches:
             sync = getattr(cache, "sync", cache)
             with contextlib.suppress(AssertionError):
-                _until(lambda s=sync: s.health().connections_in_use == 0)
+                wait_for(lambda s=sync: s.health().connections_in_use == 0)
             self._lent += sync.health().connections_in_use
             sync.close()
+        _LOG.removeHandler(self._handler)
+        _LOG.setLevel(self._level)
 
     def check(self) -> None:
         """Ask, once everything is closed."""
@@ -273,10 +287,12 @@ class Observation:
         late = self.stopwatch.late_when_shed()
         # p99; of a few calls none.
         assert late <= self.stopwatch.shed // 100, f"{late} of {self.stopwatch.shed} not at once"
+        lines = [f"{record.levelname} {record.getMessage()}" for record in self.log]
+        assert len(lines) <= LINES, lines
         if self._before is not None:
             threads, descriptors = self._before
-            _until(lambda: _new_threads(threads) == [], lambda: _new_threads(threads))
-            _until(lambda: _descriptors() <= descriptors, lambda: f"descriptors: {_listing()}")
+            wait_for(lambda: _new_threads(threads) == [], lambda: _new_threads(threads))
+            wait_for(lambda: _descriptors() <= descriptors, lambda: f"descriptors: {_listing()}")
 
     def as_dict(self) -> dict[str, Any]:
         """For the table."""
@@ -296,6 +312,15 @@ class Observation:
     def _look_before(self) -> None:
         if self._before is None:
             self._before = set(threading.enumerate()), _descriptors()
+
+
+class _Listening(logging.Handler):
+    def __init__(self, heard: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self._heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard.append(record)
 
 
 class _Opening:
@@ -324,8 +349,11 @@ def _expect_reason(found: Lookup, reasons: tuple[str, ...]) -> None:
     assert found.reason in (*reasons, "breaker_open"), found
 
 
-def _until(true: Callable[[], bool], what: Callable[[], object] = str) -> None:
-    ends_at = time.monotonic() + 5.0
+def wait_for(
+    true: Callable[[], bool], what: Callable[[], object] = str, *, within_s: float = 5.0
+) -> None:
+    """Return once it is *true*; *what* says what is not, if it never is."""
+    ends_at = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < ends_at, what()
         time.sleep(0.005)

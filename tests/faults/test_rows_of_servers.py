@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from observation import REFUSED_S, D, Observation, Watched
+from observation import REFUSED_S, D, Observation, Watched, wait_for
 
 from jmcache import CacheSettings
 from jmcache.testing import PrivateServer
@@ -23,14 +23,6 @@ def connections(server: PrivateServer) -> int:
     info = server.command("INFO", "clients")
     assert isinstance(info, bytes)
     return int(info.partition(b"connected_clients:")[2].split(b"\r")[0]) - 1
-
-
-def wait_for(what: object, within_s: float = 5.0) -> None:
-    assert callable(what)
-    ends_at = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < ends_at, "it never came true"
-        time.sleep(0.005)
 
 
 # Nobody there --------------------------------------------------------------------------------
