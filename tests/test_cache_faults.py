@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -197,57 +196,6 @@ def test_an_entry_copied_to_another_key_is_corrupt_logged_and_removed(
     assert "yours" not in caplog.text, "a digest, not the key"
 
 
-def test_an_altered_entry_never_reaches_the_caller(
-    server: PrivateServer, cache: RedisCache
-) -> None:
-    """A flipped bit in a score changes who gets the job."""
-    cache.set("k", {"score": 1})
-    blob = _stored(server, cache, "k")
-    for position in range(len(blob)):
-        altered = bytearray(blob)
-        altered[position] ^= 1 << (position % 8)
-        server.command("SET", _name(cache, "k"), bytes(altered))
-        found = cache.lookup("k")
-        assert found.value is None, position
-        assert found.outcome in (Outcome.CORRUPT, Outcome.MISS), position
-        if found.outcome is Outcome.CORRUPT:
-            assert server.command("EXISTS", _name(cache, "k")) == 0
-
-
-def test_a_truncated_entry_is_corrupt(server: PrivateServer, cache: RedisCache) -> None:
-    """Half a result looks like a result."""
-    cache.set("k", {"score": 1})
-    blob = _stored(server, cache, "k")
-    for length in range(len(blob)):
-        server.command("SET", _name(cache, "k"), blob[:length])
-        assert cache.lookup("k").outcome is Outcome.CORRUPT, length
-
-
-@pytest.mark.parametrize(
-    "foreign",
-    [b"", b"null", b"[1]", b"\x80\x04K\x01.", b"9" * 5000, b"{" * 100_000, os.urandom(64)],
-    ids=["empty", "json", "list", "pickle", "digits", "depth", "random"],
-)
-def test_what_somebody_else_wrote_is_corrupt(
-    server: PrivateServer, cache: RedisCache, foreign: bytes
-) -> None:
-    """Three of four peers execute a pickle that they find in Redis."""
-    server.command("SET", _name(cache, "k"), foreign)
-    found = cache.lookup("k")
-    assert (found.outcome, found.value) == (Outcome.CORRUPT, None)
-    assert cache.stats().corrupt == 1
-
-
-def test_another_type_under_our_name_is_corrupt_and_makes_place(
-    server: PrivateServer, cache: RedisCache
-) -> None:
-    """A list that somebody pushed there would keep the key useless for ever."""
-    server.command("RPUSH", _name(cache, "k"), "x")
-    assert cache.lookup("k").outcome is Outcome.CORRUPT
-    assert cache.set("k", 1) is True
-    assert cache.get("k") == 1
-
-
 def test_an_entry_of_a_future_version_is_a_miss_and_stays(
     server: PrivateServer, cache: RedisCache
 ) -> None:
@@ -269,22 +217,6 @@ def test_one_corrupt_entry_of_many_costs_only_itself(
     server.command("SET", _name(cache, "b"), b"garbage")
     assert cache.get_many(["a", "b", "c"]) == {"a": 1, "c": 3}
     assert server.command("EXISTS", _name(cache, "b")) == 0
-
-
-def test_a_giant_under_our_name_is_bounded_and_removed(
-    server: PrivateServer, cache: RedisCache
-) -> None:
-    """64 MB read into a worker, again and again, is an outage of the worker."""
-    server.command("SETRANGE", _name(cache, "k"), 64 * 1024 * 1024 - 1, "x")
-    started = time.monotonic()
-    found = cache.lookup("k")
-    assert time.monotonic() - started <= D + ALLOWANCE
-    if found.reason == "timeout":  # a busy server takes its time to send 64 MB
-        found = cache.lookup("k", timeout=5.0)
-    assert (found.outcome, found.reason) == (Outcome.CORRUPT, "too_large")
-    assert cache.set("k", 1) is True
-    assert cache.get("k") == 1
-    assert cache.health().breaker == "closed"
 
 
 def test_a_write_that_is_held_back_is_no_sign_of_life(clock: ManualClock) -> None:
@@ -344,16 +276,6 @@ def test_writes_that_are_held_back_are_told_of_at_the_end(
     assert "for writes" in lines[0]
     assert "oom" in lines[0]
     assert " 0 operations" not in lines[1]
-
-
-def test_one_giant_among_many_costs_only_itself(server: PrivateServer, cache: RedisCache) -> None:
-    """It would take every page it is on down with it, for as long as it lies there."""
-    cache.set_many({"a": 1, "c": 3})
-    server.command("SETRANGE", _name(cache, "b"), 64 * 1024 * 1024 - 1, "x")
-    # 64 MB are sent, though not read: the server needs its time.
-    assert cache.get_many(["a", "b", "c"], timeout=5.0) == {"a": 1, "c": 3}
-    assert cache.stats().corrupt == 1
-    assert server.command("EXISTS", _name(cache, "b")) == 0
 
 
 def test_a_corrupt_entry_is_counted_also_where_only_its_being_there_is_asked(
