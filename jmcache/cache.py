@@ -64,7 +64,9 @@ class _Store(Protocol):
     """What the cache asks of whatever keeps the blobs: Redis, or this process."""
 
     def get(self, name: bytes, deadline: Deadline) -> bytes | None: ...
-    def get_many(self, names: Sequence[bytes], deadline: Deadline) -> list[bytes | None]: ...
+    def get_many(
+        self, names: Sequence[bytes], deadline: Deadline
+    ) -> Sequence[bytes | RedisError | None]: ...
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None: ...
     def set_many(
         self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
@@ -159,7 +161,8 @@ class Cache:
     ) -> dict[str, Any]:
         """Return the fresh values among *keys*, by key, in one round trip.
 
-        A key without a fresh value is left out; so a cached None is there, as None.
+        A cluster's nodes are asked at the same time, and those that answer are enough for their
+        keys. A key without a fresh value is left out; so a cached None is there, as None.
         """
         started = time.perf_counter()
         deadline = self._deadline(timeout)
@@ -169,7 +172,7 @@ class Cache:
         corrupt: dict[bytes, tuple[bytes, RedisError]] = {}
         try:
             self._check_usable()
-            blobs: Sequence[bytes | None] = ()
+            blobs: Sequence[bytes | RedisError | None] = ()
             if names:
                 wanted = [name for name, _ in names.values()]
                 blobs = self._ask(self._store.get_many, wanted, deadline)
@@ -183,6 +186,11 @@ class Cache:
             nothing: dict[str, Any] = self.give_up("get_many", error, started, len(names))
             return nothing
         for (key, (name, digest)), blob in zip(names.items(), blobs, strict=True):
+            if isinstance(blob, RedisError):  # the node of a cluster that has it gave no answer
+                self._note("get_many", blob)
+                endings.append((blob.outcome, blob.reason))
+                corrupt[name] = digest, blob
+                continue
             if deadline.expired:  # decoding takes its time too
                 endings.append((RedisHurriedError.outcome, RedisHurriedError.reason))
                 continue
@@ -399,9 +407,10 @@ class Cache:
         self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
     ) -> list[RedisError]:
         refused = [error for error in self._store.set_many(items, deadline) if error is not None]
-        for error in refused:
-            if error.trips or error.trips_writes:
-                raise error  # the breakers have to see it; the others were stored all the same
+        if len(refused) == len(items):  # else there is a part of Redis that takes them
+            for error in refused:
+                if error.trips or error.trips_writes:
+                    raise error  # the breakers have to see it
         return refused
 
     def _get_each(
@@ -523,6 +532,8 @@ class RedisCache(Cache):
             reasons.append("closed")
         if state != "closed":
             reasons.append(f"breaker_{state}")
+        if self._connection.impaired:
+            reasons.append("node_down")
         if self._write_breaker.state != "closed":
             reasons.append("writes_refused")
         return Health(

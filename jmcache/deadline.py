@@ -63,6 +63,12 @@ class Deadline:
         deadline.at = -math.inf
         return deadline
 
+    def part(self, share: float) -> Deadline:
+        """Return one that is over when *share*, from 0 to 1, of what is left now has gone by."""
+        part = Deadline(1.0, self._clock)
+        part.at = self.at - (1.0 - share) * self.remaining() if share < 1.0 else self.at
+        return part
+
     def remaining(self) -> float:
         """Seconds left, 0.0 when it is over."""
         left = self.at - self._clock()

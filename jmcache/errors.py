@@ -12,6 +12,7 @@ RedisError
 │   ├── RedisMisconfiguredError       credentials, database or TLS      opens at once
 │   └── RedisPoolExhaustedError       no connection came free: our scarcity, trips nothing
 ├── RedisCircuitBreakerOpenError      we chose not to ask
+├── RedisNodeDownError                the same, of one node of a cluster
 ├── RedisClosedError                  the cache was closed
 ├── RedisRejectedError                Redis answered, and said no
 │   ├── RedisWriteRefusedError        out of memory, cannot persist     trips writes
@@ -152,6 +153,12 @@ class RedisCircuitBreakerOpenError(RedisError):
     def __init__(self, message: str = "", *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RedisNodeDownError(RedisError):
+    """The node of a cluster that has the key failed lately: it was not asked. Others are."""
+
+    reason = "node_down"
 
 
 class RedisClosedError(RedisError):

@@ -20,6 +20,7 @@ from jmcache.fork import renew_in_child
 from jmcache.health import HealthThread
 from jmcache.local import LocalStore
 from jmcache.monitoring import Metrics, Monitor, OutageLog
+from jmcache.node_guard import NodeGuard
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
 from jmcache.settings import CacheSettings
@@ -36,7 +37,9 @@ class _Backend:
     def __init__(
         self, settings: CacheSettings, connection: RedisConnectionManager | None = None
     ) -> None:
-        self.connection = connection or RedisConnectionManager(settings)
+        self.connection = connection or RedisConnectionManager(
+            settings, make_guard=self._guard_node
+        )
         if settings.tls and not settings.tls_verify:
             _log.warning(
                 "tls_verify is off: whoever answers in the place of %s is believed",
@@ -44,15 +47,9 @@ class _Backend:
             )
         self.outage = OutageLog(settings.endpoint)
         self.write_outage = OutageLog(f"{settings.endpoint} for writes", lines=2)
-        self.breaker = CircuitBreaker(
-            settings.failure_threshold,
-            settings.reset_timeout,
-            failure_rate_threshold=settings.failure_rate_threshold,
-            slow_call_threshold=settings.slow_call_threshold,
-            slow_call_rate_threshold=settings.slow_call_rate_threshold,
-            rate_window=settings.rate_window,
-            rate_min_calls=settings.rate_min_calls,
-            name=f"jmcache {settings.endpoint}",
+        self._settings = settings
+        self.breaker = self._new_breaker(
+            f"jmcache {settings.endpoint}", self.connection.holds_against
         )
         # No call is slow for this one: around it are all attempts of a write, and their waits.
         self.write_breaker = CircuitBreaker(
@@ -66,17 +63,38 @@ class _Backend:
         )
         self.health = HealthThread(
             self._probe,
-            lambda: self.breaker.state != "closed",
+            lambda: self.breaker.state != "closed" or self.connection.impaired,
             interval=settings.health_check_interval,
         )
         self.users = 0  # guarded by the factory's lock
         self._operation_timeout_s = settings.operation_timeout
         self._probe_timeout_s = min(settings.connection_timeout, _PROBE_S)
         self.breaker.on_change(self.outage.on_change)
-        self.breaker.on_change(
-            lambda transition: self.health.ring() if transition.before == "closed" else None
-        )
+        self.breaker.on_change(self._on_change)
         self.write_breaker.on_change(self.write_outage.on_change)
+
+    def _on_change(self, transition: Transition) -> None:
+        if transition.before == "closed":
+            self.health.ring()
+
+    def _new_breaker(self, name: str, counts: Callable[[RedisError], bool]) -> CircuitBreaker:
+        settings = self._settings
+        return CircuitBreaker(
+            settings.failure_threshold,
+            settings.reset_timeout,
+            failure_rate_threshold=settings.failure_rate_threshold,
+            slow_call_threshold=settings.slow_call_threshold,
+            slow_call_rate_threshold=settings.slow_call_rate_threshold,
+            rate_window=settings.rate_window,
+            rate_min_calls=settings.rate_min_calls,
+            name=name,
+            counts=counts,
+        )
+
+    def _guard_node(self, node: str, counts: Callable[[RedisError], bool]) -> NodeGuard:
+        breaker = self._new_breaker(f"jmcache {node}", counts)
+        breaker.on_change(self._on_change)
+        return NodeGuard(breaker, OutageLog(node, lines=1))
 
     def _probe(self) -> None:
         # Its own time, not a caller's: a connection that takes longer than operation_timeout to

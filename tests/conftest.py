@@ -12,7 +12,7 @@ from certificates import Certificates
 from jmcache.circuit_breaker import CircuitBreaker, Transition
 from jmcache.monitoring import _voice
 from jmcache.settings import CacheSettings
-from jmcache.testing import ManualClock, PrivateServer, RedisServerNotFound
+from jmcache.testing import ManualClock, PrivateCluster, PrivateServer, RedisServerNotFound
 
 # On a busy machine any single example may take long, which says nothing about the code.
 hypothesis.settings.register_profile("jmcache", deadline=None)
@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("jmcache")
 
 pytest_plugins = ["matrix"]  # tests/faults/matrix.py
 
-SERVER_FIXTURES = frozenset({"redis_server", "tcp_server", "settings"})
+SERVER_FIXTURES = frozenset({"redis_server", "tcp_server", "redis_cluster", "settings"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,6 +89,25 @@ def tcp_server(_port_server: PrivateServer) -> PrivateServer:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Certificates for 127.0.0.1."""
     return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def _three_masters() -> Iterator[PrivateCluster]:
+    try:
+        cluster = PrivateCluster()
+    except RedisServerNotFound as error:
+        pytest.fail(str(error), pytrace=False)
+    with cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(_three_masters: PrivateCluster) -> PrivateCluster:
+    """Three masters with a replica each: all running, empty, and free to be broken as above."""
+    _three_masters.start()
+    for master in _three_masters.masters():
+        master.command("FLUSHALL")
+    return _three_masters
 
 
 @pytest.fixture

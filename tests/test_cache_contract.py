@@ -1,4 +1,4 @@
-"""What every cache promises, held against all three: real Redis, the fake, and memory://.
+"""What every cache promises, held against all four: Redis, a cluster, the fake, and memory://.
 
 The fake runs through our own pool code on fakeredis; memory:// keeps everything in this process.
 """
@@ -31,13 +31,16 @@ MATCHES = [
 MakeCache = Callable[[str], Cache]
 
 
-@pytest.fixture(params=["redis", "fake", "memory"])
+@pytest.fixture(params=["redis", "cluster", "fake", "memory"])
 def make_cache(request: pytest.FixtureRequest) -> Iterator[MakeCache]:
     """Make caches in the same Redis (or fake, or process), each in the namespace it is given."""
     with contextlib.ExitStack() as opened:
         if request.param == "redis":
             server = request.getfixturevalue("redis_server")
             settings = CacheSettings.from_url(server.url, operation_timeout=5.0)
+        elif request.param == "cluster":
+            cluster = request.getfixturevalue("redis_cluster")
+            settings = CacheSettings.from_url(cluster.url, operation_timeout=5.0)
         elif request.param == "fake":
             fake = fakeredis.FakeServer()
             settings = CacheSettings(operation_timeout=5.0)

@@ -15,6 +15,7 @@ from redis import exceptions
 from scripted_server import END, Client, ScriptedServer, answering
 
 from jmcache.connection import RedisConnectionManager
+from jmcache.connection._slots import Redirected
 from jmcache.connection._translate import translate
 from jmcache.deadline import Deadline
 from jmcache.errors import (
@@ -418,7 +419,9 @@ REFUSALS = [
     ("WRONGTYPE Operation against a key", RedisWrongTypeError, "wrong_type"),
     ("ERR max number of clients reached", RedisConnectionError, "maxclients"),
     ("ERR something new", RedisRejectedError, "rejected"),
-    ("MOVED 3999 127.0.0.1:6381", RedisNotServedError, "cluster"),
+    ("MOVED 3999 127.0.0.1:6381", Redirected, "cluster"),
+    ("ASK 3999 127.0.0.1:6381", Redirected, "cluster"),
+    ("MOVED 3999", RedisNotServedError, "cluster"),
     ("", RedisRejectedError, "rejected"),
 ]
 

@@ -1,8 +1,14 @@
 """The only place that speaks to Redis, and the only one that imports redis-py.
 
 _manager     the front: the verbs, whatever Redis is behind them, and the change of it
+_cluster     a Redis Cluster: the same verbs over several nodes
+_guide       which node has which slot, found out and kept right
+_members     the nodes, each with what guards it
+_slots       what a cluster says of itself
+_together    exchanges with several servers at the same time
 _node        one server: each verb an exchange: borrow, send, read whole, give back
 _pool        connections and who has them
+_usage       how many there are
 _connection  one connection: opening it, one exchange over it
 _foreign     the same over a connection class of redis-py's kind, fakeredis's say
 _socket      every wait cut to the deadline
@@ -13,6 +19,7 @@ _replies     replies, strictly
 _translate   their errors into ours
 """
 
-from jmcache.connection._manager import PoolUsage, RedisConnectionManager
+from jmcache.connection._manager import RedisConnectionManager
+from jmcache.connection._usage import PoolUsage
 
 __all__ = ["PoolUsage", "RedisConnectionManager"]

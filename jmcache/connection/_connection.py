@@ -65,6 +65,33 @@ class Connection:
         sock.sendall(packed)
         return [answers.read(asked) for _ in range(replies)]
 
+    # The same in steps, for whoever waits for several connections at a time.
+
+    @property
+    def ready(self) -> bool:
+        """True when it can be sent to at once."""
+        return not self._replies.unread and self._sock.ready()
+
+    def begin(self, room: int, deadline: Deadline) -> None:
+        """Connect where that is needed, for an exchange whose values have *room* bytes at most."""
+        if not self.ready:
+            self.disconnect()
+            self._open(deadline)
+        self._replies.begin(room)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for."""
+        return self._sock.fileno()
+
+    def send_some(self, data: memoryview) -> memoryview:
+        """Send what goes without a wait; return the rest."""
+        return self._sock.send_some(data)
+
+    def receive(self, asked: bytes, deadline: Deadline) -> Reply:
+        """Read one reply whole, as in `exchange`."""
+        self._sock.begin(deadline)
+        return self._replies.read(asked)
+
     def disconnect(self) -> None:
         """Close it, without a word to the server in a forked child. Idempotent."""
         self._sock.close(shut_down=os.getpid() == self._process)

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jmcache.connection._resolver import Resolver
 from jmcache.connection._tls import Tls
+from jmcache.connection._usage import PoolUsage
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisClosedError, RedisError
 from jmcache.fork import renew_in_child
 
 if TYPE_CHECKING:
+    from jmcache.connection._cluster import Cluster
+    from jmcache.connection._members import Guard
     from jmcache.connection._node import Node
     from jmcache.settings import CacheSettings
 
+    Server = Node | Cluster
+
+# Of the name of one node of a cluster, and of what is evidence against it.
+MakeGuard = Callable[[str, Callable[[RedisError], bool]], "Guard"]
 
 _READS = ("get", "get_many", "ping")
-
-
-@dataclass(frozen=True, slots=True)
-class PoolUsage:
-    """Connections of this process to one Redis."""
-
-    in_use: int
-    idle: int
-    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class _Present:
     """What is in use, replaced as a whole: a reader never sees half a change."""
 
     settings: CacheSettings
-    server: Node
+    server: Server
 
 
 class RedisConnectionManager:
@@ -56,12 +54,15 @@ class RedisConnectionManager:
         *,
         connection_class: type | None = None,
         connection_options: dict[str, Any] | None = None,
+        make_guard: MakeGuard | None = None,
     ) -> None:
         """Prepare access to the Redis that *settings* name.
 
         Args:
             connection_class: A redis-py connection class to use instead, such as fakeredis's.
             connection_options: Its further arguments.
+            make_guard: Brings a circuit breaker for each node of a cluster, from a name for it and
+                what tells whether an error is evidence against it; None: there is none.
         """
         # redis-py takes 0.15 s to import: paid here, neither by `import jmcache` nor by a call.
         from jmcache.connection import _node
@@ -70,11 +71,12 @@ class RedisConnectionManager:
         self._make_node = _node.Node
         self._connection_class = connection_class
         self._connection_options = connection_options or {}
+        self._make_guard = make_guard
         self._closed = False
         self._lock = threading.Lock()
         self._present = _Present(settings, self._new_server(settings))  # replaced under _lock
         # Servers that are to be closed, and perhaps the present one: see reconfigure.
-        self._former: deque[Node] = deque()
+        self._former: deque[Server] = deque()
         renew_in_child(self._renew_in_child)
 
     @property
@@ -87,9 +89,15 @@ class RedisConnectionManager:
         found: bytes | None = self._carry_out("get", name, deadline)
         return found
 
-    def get_many(self, names: Sequence[bytes], deadline: Deadline) -> list[bytes | None]:
-        """Return what is stored under each of *names*, in their order, in one round trip."""
-        found: list[bytes | None] = self._carry_out("get_many", names, deadline)
+    def get_many(
+        self, names: Sequence[bytes], deadline: Deadline
+    ) -> Sequence[bytes | RedisError | None]:
+        """Return what is stored under each of *names*, in their order, in one round trip.
+
+        Of a cluster, several nodes are asked at the same time; a name whose node gave no answer
+        has the error in its place, unless none gave any.
+        """
+        found: Sequence[bytes | RedisError | None] = self._carry_out("get_many", names, deadline)
         return found
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
@@ -149,9 +157,19 @@ class RedisConnectionManager:
 
     def usage(self) -> PoolUsage:
         """Return how many connections there are."""
-        pool = self._server.pool
-        alive, idle = pool.alive, pool.idle
-        return PoolUsage(max(0, alive - idle), idle, pool.max_connections)
+        return self._server.usage()
+
+    def holds_against(self, error: RedisError) -> bool:
+        """Is *error* evidence against Redis as a whole, and not only against a node of a cluster?
+
+        So *counts* of a circuit breaker around it.
+        """
+        return self._server.holds_against(error)
+
+    @property
+    def impaired(self) -> bool:
+        """Is a node of a cluster not asked at the moment, because it failed?"""
+        return self._server.impaired
 
     @property
     def closed(self) -> bool:
@@ -165,7 +183,7 @@ class RedisConnectionManager:
         self._server.close()
 
     @property
-    def _server(self) -> Node:
+    def _server(self) -> Server:
         return self._present.server
 
     def _carry_out(self, verb: str, *args: Any) -> Any:
@@ -189,7 +207,7 @@ class RedisConnectionManager:
                 server.close()
                 self._forget_former(server)
 
-    def _forget_former(self, server: Node) -> None:
+    def _forget_former(self, server: Server) -> None:
         try:
             self._former.remove(server)
         except ValueError:  # another thread closed it, too
@@ -204,7 +222,26 @@ class RedisConnectionManager:
         for server in inherited:
             server.abandon()
 
-    def _new_server(self, settings: CacheSettings) -> Node:
+    def _new_server(self, settings: CacheSettings) -> Server:
+        if not settings.cluster or self._connection_class is not None:
+            return self._new_node(settings)
+        from jmcache.connection._cluster import Cluster, is_of_node
+
+        def make_node(place: tuple[str, int]) -> Node:
+            host, port = place
+            return self._new_node(
+                replace(settings, host=host, port=port, cluster=False, cluster_nodes="")
+            )
+
+        make, name = self._make_guard, settings.endpoint
+
+        def make_guard(place: tuple[str, int]) -> Guard | None:
+            host, port = place
+            return make and make(f"{host}:{port} of {name.partition(',')[0]}", is_of_node)
+
+        return Cluster(name, settings.seeds, make_node, make_guard)
+
+    def _new_node(self, settings: CacheSettings) -> Node:
         if self._connection_class is None:
             connection_class, options = _native(settings)
         else:

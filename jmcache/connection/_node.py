@@ -9,6 +9,7 @@ from typing import Any
 
 from jmcache.connection._pool import Pool
 from jmcache.connection._translate import ABSORBED, is_foreign, translate
+from jmcache.connection._usage import PoolUsage
 from jmcache.connection._wire import (
     NUMBER,
     OK,
@@ -58,6 +59,9 @@ class Limits:
 class Node:
     """Pooled, lazy, reconnecting access to one server.
 
+    Attributes:
+        value_room: Bytes that a value may have in a reply.
+
     Thread-safe. Not used in a forked child, beyond `abandon`: its owner makes a new one. The verbs
     are those of RedisConnectionManager, with the same promises.
     """
@@ -70,7 +74,7 @@ class Node:
             options: Its arguments.
         """
         self._pool = Pool(connection_class, limits.connections, **options)
-        self._value_room = limits.value_bytes + _HEAD_ROOM
+        self.value_room = limits.value_bytes + _HEAD_ROOM
         self._fair_ask_s = min(_FAIR_ASK_S, limits.operation_s / 2)
 
     @property
@@ -80,7 +84,7 @@ class Node:
 
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
         """Return what is stored under *name*, or None."""
-        value: bytes | None = self._ask(pack_get(name), VALUE, deadline)
+        value: bytes | None = self.ask(pack_get(name), VALUE, deadline)
         return value
 
     def get_many(self, names: Sequence[bytes], deadline: Deadline) -> list[bytes | None]:
@@ -88,12 +92,12 @@ class Node:
         if not names:
             return []
         count = len(names)
-        found: list[bytes | None] = self._ask(pack(b"MGET", *names), values(count), deadline, count)
+        found: list[bytes | None] = self.ask(pack(b"MGET", *names), values(count), deadline, count)
         return found
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
         """Store *blob* under *name* for *ttl_ms* milliseconds."""
-        self._ask(pack_set(name, blob, ttl_ms), OK, deadline)
+        self.ask(pack_set(name, blob, ttl_ms), OK, deadline)
 
     def set_many(
         self, items: Sequence[tuple[bytes, bytes, int]], deadline: Deadline
@@ -108,19 +112,33 @@ class Node:
         packed = b"".join([pack_set(*item) for item in items])
         replies = self._exchange(packed, OK, len(items), deadline)
         return [
-            self._suspect(translate(reply)) if isinstance(reply, Exception) else None
+            self.suspect(translate(reply)) if isinstance(reply, Exception) else None
             for reply in replies
         ]
 
     def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
         """Remove *names*; return how many of them were there."""
-        removed: int = self._ask(pack(b"UNLINK", *names), NUMBER, deadline) if names else 0
+        removed: int = self.ask(pack(b"UNLINK", *names), NUMBER, deadline) if names else 0
         return removed
 
     def ping(self, deadline: Deadline) -> None:
         """Ask for a sign of life. A server that forbids PING has given one."""
         with contextlib.suppress(RedisNotServedError):
-            self._ask(PING, PONG, deadline)
+            self.ask(PING, PONG, deadline)
+
+    def holds_against(self, error: RedisError) -> bool:
+        """Is *error* evidence against the Redis as a whole?"""
+        return error.trips
+
+    @property
+    def impaired(self) -> bool:
+        """Is a part of it not asked at the moment? One server has no parts."""
+        return False
+
+    def usage(self) -> PoolUsage:
+        """Return how many connections there are."""
+        alive, idle = self._pool.alive, self._pool.idle
+        return PoolUsage(max(0, alive - idle), idle, self._pool.max_connections)
 
     def drop_connections(self) -> None:
         """Close idle connections now and the others after their exchange; new ones come lazily."""
@@ -134,10 +152,11 @@ class Node:
         """In a forked child: let go of the parent's sockets without a word to the server."""
         self._pool.abandon()
 
-    def _ask(self, packed: bytes, asked: bytes, deadline: Deadline, count: int = 1) -> Any:
+    def ask(self, packed: bytes, asked: bytes, deadline: Deadline, count: int = 1) -> Any:
+        """Return the reply to one command; *asked* as _wire says, with *count* values in it."""
         reply = self._exchange(packed, asked, 1, deadline, count)[0]
         if isinstance(reply, Exception):
-            raise self._suspect(translate(reply)) from reply
+            raise self.suspect(translate(reply)) from reply
         return reply
 
     def _exchange(
@@ -154,7 +173,7 @@ class Node:
                     clean = True
                     raise RedisTimeoutError("the deadline is over")
                 answers: list[Any] = loan[0].exchange(
-                    packed, asked, replies, deadline, count * self._value_room
+                    packed, asked, replies, deadline, count * self.value_room
                 )
                 clean = True
             finally:
@@ -163,14 +182,14 @@ class Node:
                 else:
                     pool.discard(loan)
         except RedisError as error:
-            if type(error) is RedisTimeoutError and left_s < self._fair_ask_s:
-                raise RedisHurriedError("too little time was left to ask Redis") from error
-            self._suspect(error)
-            raise
+            judged = self.judge(error, left_s)
+            if judged is error:
+                raise
+            raise judged from error
         except ABSORBED as error:
             if is_foreign(error):
                 raise
-            raise self._suspect(translate(error)) from error
+            raise self.judge(error, left_s) from error
         finally:
             interrupt: BaseException | None = None
             while loan:  # interrupted in the lines that were to empty it, or here
@@ -182,7 +201,15 @@ class Node:
                 raise interrupt
         return answers
 
-    def _suspect(self, error: RedisError) -> RedisError:
+    def judge(self, error: Exception, left_s: float) -> RedisError:
+        """Return what *error*, one that is absorbed, means for an exchange that had *left_s*."""
+        ours = translate(error)
+        if type(ours) is RedisTimeoutError and left_s < self._fair_ask_s:
+            return RedisHurriedError("too little time was left to ask Redis")
+        return self.suspect(ours)
+
+    def suspect(self, error: RedisError) -> RedisError:
+        """Return *error*, and drop the connections that it casts a doubt on."""
         if isinstance(error, _DROPPING):
             self.drop_connections()
         return error

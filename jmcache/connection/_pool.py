@@ -25,7 +25,7 @@ from jmcache.errors import RedisClosedError, RedisPoolExhaustedError
 
 Loan = list[Any]  # of one connection, or empty
 
-_WAIT_SHARE = 0.8  # of the deadline may go into waiting for a connection; the rest is to ask with
+WAIT_SHARE = 0.8  # of the deadline may go into waiting for a connection; the rest is to ask with
 _LOOK_AGAIN_S = 0.02  # a wake-up that was lost to an interrupted thread costs no more than this
 _GONE_AFTER_S = 0.2  # a waiter looks ten times in it, unless its thread was interrupted
 _LOST_AFTER_S = 1.0  # past its call's deadline: whoever had it cannot be using it any more
@@ -95,20 +95,23 @@ class Pool(redis.ConnectionPool):
         """Connections in use or idle."""
         return len(self._alive)
 
-    def borrow(self, loan: Loan, deadline: Deadline) -> float:
+    def borrow(self, loan: Loan, deadline: Deadline, wait_share: float = WAIT_SHARE) -> float:
         """Put a connection for one exchange into *loan*, which is empty; connected or not.
+
+        Args:
+            wait_share: How much of what is left of *deadline* may go into waiting for one.
 
         Returns:
             Seconds left of *deadline* when it was there.
 
         Raises:
-            RedisPoolExhaustedError: None came free in four fifths of what is left of *deadline*.
+            RedisPoolExhaustedError: None came free in time.
             RedisClosedError: The pool is closed, perhaps since this call began to wait.
         """
         if self._closed:
             raise RedisClosedError("the pool is closed")
         if self._waiters or not (self._take_idle(loan) or self._grow(loan)):
-            self._wait(loan, deadline.remaining() * _WAIT_SHARE)
+            self._wait(loan, deadline.remaining() * wait_share)
         left_s = deadline.remaining()
         loan[0].ticket.due = time.monotonic() + left_s
         return left_s

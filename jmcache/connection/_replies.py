@@ -8,18 +8,22 @@ and bytes that nobody asked for are seen. No error's text shows a byte of a valu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import redis
 
-from jmcache.connection._wire import NUMBER, VALUE
+from jmcache.connection._wire import NUMBER, TREE, VALUE
 from jmcache.errors import RedisConnectionError, RedisCorruptEntryError, RedisProtocolError
 
-Reply = bytes | int | list[bytes | None] | redis.ResponseError | None
+Reply = bytes | int | list[Any] | redis.ResponseError | None
 
 _END = b"\r\n"
 _ERROR, _LIST = b"-*"
 _LONGEST_HEAD = 32  # bytes; of any head but an error's, which is its text
 _LONGEST_ERROR = 16 * 1024  # bytes
+_BRANCHES = VALUE + NUMBER + TREE
+_DEEPEST = 4  # levels of a tree
+_LEAST_BRANCH = 4  # bytes that any branch of a tree has at least
 _CHUNK = 64 * 1024  # bytes a read reserves, whatever size was announced
 
 
@@ -64,19 +68,33 @@ class Replies:
             return self._value(head)
         if asked == NUMBER:
             return _number(head)
+        if asked == TREE:
+            return self._tree(head, _DEEPEST)
         if head != asked:
             raise _out_of_step()
         if head[0] == _LIST:
             return [self._value(self._head(VALUE)) for _ in range(_number(head))]
         return head[1:]
 
-    def _head(self, kind: bytes) -> bytes:
+    def _tree(self, head: bytes, levels: int) -> list[Any]:
+        count = _number(head)
+        self._room -= count * _LEAST_BRANCH
+        if self._room < 0 or levels == 0:
+            raise _out_of_step()
+        return [self._branch(self._head(_BRANCHES), levels - 1) for _ in range(count)]
+
+    def _branch(self, head: bytes, levels: int) -> Any:
+        if head[:1] == TREE:
+            return self._tree(head, levels)
+        return _number(head) if head[:1] == NUMBER else self._value(head)
+
+    def _head(self, kinds: bytes) -> bytes:
         data, at = self._data, self._at
         while True:
             end = data.find(_END, at)
             length = (len(data) if end < 0 else end) - at
             first = data[at : at + 1]
-            if first == kind:
+            if first and first in kinds:
                 whole = length <= _LONGEST_HEAD
             else:
                 whole = first in (b"-", b"") and length <= _LONGEST_ERROR

@@ -90,6 +90,20 @@ class DeadlineSocket:
             except ssl.SSLWantWriteError:
                 self._await(select.POLLOUT)
 
+    def fileno(self) -> int:
+        """Return its descriptor; it is connected."""
+        number: int = self._sock.fileno()
+        return number
+
+    def send_some(self, data: memoryview) -> memoryview:
+        """Hand over what the system takes without a wait; return the rest."""
+        while data:
+            try:
+                data = data[self._sock.send(data) :]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+        return data
+
     def sendall(self, data: bytes) -> None:
         """Hand all of *data* to the system."""
         rest: bytes | memoryview = data

@@ -11,6 +11,7 @@ import ssl
 import redis
 from redis import exceptions
 
+from jmcache.connection._slots import read_redirection
 from jmcache.errors import (
     RedisConnectionError,
     RedisError,
@@ -29,6 +30,8 @@ from jmcache.errors import (
 # Caught around every exchange, unless is_foreign(); everything else is somebody else's.
 ABSORBED = (redis.RedisError, OSError)
 
+_ELSEWHERE = "cluster: host is one node of a Redis Cluster, so cluster=True (redis+cluster://)"
+
 # What Redis says, by the first word: our error, its reason, and what to tell the operator.
 _REFUSALS: dict[str, tuple[type[RedisError], str, str]] = {
     "NOAUTH": (RedisMisconfiguredError, "auth", "password: Redis asks for one"),
@@ -42,9 +45,9 @@ _REFUSALS: dict[str, tuple[type[RedisError], str, str]] = {
         "noperm",
         "username: its ACL rights do not cover a command or key that is needed",
     ),
-    "MOVED": (RedisNotServedError, "cluster", "host: the key is on another node of a cluster"),
-    "ASK": (RedisNotServedError, "cluster", "host: the key is on another node of a cluster"),
-    "CROSSSLOT": (RedisNotServedError, "cluster", "host: it is a node of a cluster"),
+    "MOVED": (RedisNotServedError, "cluster", _ELSEWHERE),
+    "ASK": (RedisNotServedError, "cluster", _ELSEWHERE),
+    "CROSSSLOT": (RedisNotServedError, "cluster", _ELSEWHERE),
     "DENIED": (
         RedisMisconfiguredError,
         "denied",
@@ -98,6 +101,10 @@ def translate(error: Exception) -> RedisError:
     word = _WORDS.get(type(error))
     if word is None and isinstance(error, redis.ResponseError):
         word = str(error).partition(" ")[0]
+    if word in ("MOVED", "ASK"):
+        redirected = read_redirection(str(error), _ELSEWHERE)
+        if redirected is not None:
+            return redirected
     if word is not None:
         ours, reason, message = _REFUSALS.get(word, _OTHER_REFUSAL)
         return ours(message, reason=reason)

@@ -12,7 +12,13 @@ NUMBER = b":"
 OK = b"+OK"
 PONG = b"+PONG"
 
+TREE = b"*"  # a list of texts, numbers and such lists
+
 PING = b"*1\r\n$4\r\nPING\r\n"
+
+ASKING = b"*1\r\n$6\r\nASKING\r\n"
+CLUSTER_SLOTS = b"*2\r\n$7\r\nCLUSTER\r\n$5\r\nSLOTS\r\n"
+CLUSTER_INFO = b"*2\r\n$7\r\nCLUSTER\r\n$4\r\nINFO\r\n"
 
 _GET = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n"
 _SET = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n"

@@ -6,6 +6,7 @@ Importing this loads nothing but the standard library and starts nothing.
 from __future__ import annotations
 
 from jmcache.testing.clock import ManualClock
+from jmcache.testing.cluster import PrivateCluster
 from jmcache.testing.fake import fake_manager
 from jmcache.testing.find import RedisServerNotFound, ServerBinary, find_server
 from jmcache.testing.proxy import Fault, FaultProxy
@@ -16,6 +17,7 @@ __all__ = [
     "Fault",
     "FaultProxy",
     "ManualClock",
+    "PrivateCluster",
     "PrivateServer",
     "RedisServerNotFound",
     "Reply",
