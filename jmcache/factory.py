@@ -23,7 +23,7 @@ from jmcache.monitoring import Metrics, Monitor, OutageLog
 from jmcache.node_guard import NodeGuard
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
-from jmcache.settings import CacheSettings
+from jmcache.settings import CacheSettings, without_frames
 
 _log = logging.getLogger("jmcache.factory")
 
@@ -140,6 +140,7 @@ class RedisCacheFactory:
     _backends: ClassVar[dict[Hashable, _Backend | _LocalBackend]] = {}  # guarded by _lock
 
     @classmethod
+    @without_frames
     def initialize(cls, settings: object = None) -> CacheSettings:
         """Prepare access to the Redis that *settings* name, and make them the default.
 
@@ -164,6 +165,7 @@ class RedisCacheFactory:
         return chosen
 
     @classmethod
+    @without_frames
     def create_cache(
         cls,
         settings: object = None,
@@ -237,6 +239,7 @@ class RedisCacheFactory:
         )
 
     @classmethod
+    @without_frames
     def create_async_cache(cls, settings: object = None, **options: Any) -> AsyncRedisCache:
         """Return a new cache for coroutines. Arguments and errors are those of create_cache."""
         return AsyncRedisCache(cls.create_cache(settings, **options))

@@ -535,10 +535,11 @@ def test_odd_things_in_any_structure_are_refused_or_come_back_the_same(value):
         (LikeNumpy(1), "", "numpy.float64"),
         ({"matches": [{}, {}, {}, {"score": LikeNumpy(1)}]}, "matches[3].score", "numpy.float64"),
         ([{"a": 1, "b": 1}] * 2 + [{"a": 1, "b": {1j}}], "[2].b{element}", "complex"),
-        ({"odd key": {"x": 1j}}, "['odd key'].x", "complex"),
-        ({"it's": 1j}, '["it\'s"]', "complex"),
-        ({"line\nbreak": 1j}, "['line\\nbreak']", "complex"),
-        ({"k" * 41: 1j}, f"['{'k' * 40}...']", "complex"),
+        ({"jane@example.com": {"x": 1j}}, "[<str>].x", "complex"),
+        ({"candidate-42": 1j}, "[<str>]", "complex"),
+        ({"line\nbreak": 1j}, "[<str>]", "complex"),
+        ({"k" * 40: 1j}, "k" * 40, "complex"),
+        ({"k" * 41: 1j}, "[<str>]", "complex"),
         ({"m": {7: [1j]}}, "m[<int>][0]", "complex"),
         ({"m": {7: 0, 1j: 0}}, "m{key}", "complex"),
         ((0, [1j]), "[1][0]", "complex"),
@@ -568,8 +569,7 @@ def test_nothing_about_a_refusal_shows_the_value(serializer):
         assert error.__cause__ is None
         assert error.__context__ is None
         text = "".join(traceback.format_exception(error)) + repr(vars(error))
-        # Short keys are shown, as the way to the place; of a long one only where it starts.
-        assert SECRET not in text.replace(f"{SECRET * 9:.40}...", "")
+        assert SECRET not in text
 
 
 # ── Depth and size ──────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_MAX_STEP = 40  # characters of a dict key that a path repeats
+_MAX_STEP = 40  # characters of a dict key that a path repeats; a field's name is shorter
 _MAX_PATH = 200  # characters; a list that contains itself has a path without end
 _MAX_NAME = 100  # characters
 
@@ -34,9 +34,10 @@ def type_name(kind: type) -> str:
 
 
 def step(key: object) -> str:
-    """Return the step through a dict's key: the key if it is text, else only its type."""
-    if type(key) is not str:
-        return f"[<{type_name(type(key))}>]"
-    if len(key) > _MAX_STEP:
-        return f"[{key[:_MAX_STEP] + '...'!r}]"
-    return f".{key}" if key.isidentifier() else f"[{key!r}]"
+    """Return the step through a dict's key: a name as of a field, or else only the key's type.
+
+    A path is logged, and whatever is not the name of a field may be an id or an address.
+    """
+    if type(key) is str and len(key) <= _MAX_STEP and key.isidentifier():
+        return f".{key}"
+    return f"[<{type_name(type(key))}>]"

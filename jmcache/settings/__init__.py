@@ -15,10 +15,11 @@ from urllib.parse import quote
 
 from jmcache.errors import RedisConfigurationError
 from jmcache.settings._names import in_environment, in_object, names_endpoint, read_names
+from jmcache.settings._quiet import without_frames
 from jmcache.settings._rules import RULES, TEN_YEARS_S, Seconds, check, read_places, shown
 from jmcache.settings._url import read_url
 
-__all__ = ["CacheSettings", "check_ttl"]
+__all__ = ["CacheSettings", "check_ttl", "without_frames"]
 
 _TLS_DETAILS = (
     "tls_ca_certs",
@@ -190,6 +191,7 @@ class CacheSettings:
             raise RedisConfigurationError(f"db: 0, a cluster has no other; not {self.db}")
 
     @classmethod
+    @without_frames
     def from_url(cls, url: str, **overrides: Any) -> Self:
         """Return the settings that a url names.
 
@@ -209,6 +211,7 @@ class CacheSettings:
         return cls._build(read_url(url, "url"), overrides)
 
     @classmethod
+    @without_frames
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
         """Return the settings that the environment names, or else the defaults.
 
@@ -230,6 +233,7 @@ class CacheSettings:
         return cls._build(read_names(find), overrides)
 
     @classmethod
+    @without_frames
     def from_object(cls, source: object, **overrides: Any) -> Self:
         """Return the settings that another settings object holds, such as an application's own.
 

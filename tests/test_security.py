@@ -1,0 +1,422 @@
+"""What somebody who can write to Redis can do to us: cause misses, and nothing else.
+
+Whether the page that says so, docs/security.md, names tests that are there is the last test.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import marshal
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from forged import entry, name_of
+
+import jmcache
+from jmcache import CacheSettings, Outcome, RedisCache, RedisCacheFactory
+from jmcache.testing import PrivateServer
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(jmcache.__file__).parent
+MIB = 1024 * 1024
+SECRET = "s" * 32
+
+MakeSettings = Callable[..., CacheSettings]
+
+
+@pytest.fixture
+def cache(settings: MakeSettings) -> Iterator[RedisCache]:
+    # The work that hostile bytes make is looked at here, not the deadline.
+    with RedisCacheFactory.create_cache(settings(operation_timeout=10.0)) as made:
+        assert isinstance(made, RedisCache)
+        yield made
+
+
+def assert_misses(cache: RedisCache, server: PrivateServer, blob: bytes) -> None:
+    """No way to read finds a value in *blob*, and every way puts it out of the way."""
+    name = name_of(cache, "k")
+    for read, nothing in (
+        (lambda: cache.lookup("k").outcome, Outcome.CORRUPT),
+        (lambda: cache.get("k"), None),
+        (lambda: cache.get_many(["k", "other"]), {}),
+    ):
+        server.command("SET", name, blob)
+        assert read() == nothing
+        assert server.command("EXISTS", name) == 0
+    assert cache.health().breaker == "closed"
+
+
+# Nothing is executed ----------------------------------------------------------------------------
+
+
+class Executed:
+    """Pickled, an order to run a command: what an attacker puts into a cache that unpickles."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def orders(path: Path) -> dict[str, bytes]:
+    """Ways to say "create this file" to what reads bytes carelessly."""
+    code = compile(f"open({str(path)!r}, 'w')", "", "exec")
+    return {
+        **{
+            f"pickle {protocol}": pickle.dumps(Executed(path), protocol)
+            for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+        },
+        "marshal": marshal.dumps(code),
+        "yaml": f"!!python/object/apply:os.system ['touch {path}']".encode(),
+        "python": f"__import__('os').system('touch {path}')".encode(),
+    }
+
+
+def test_bytes_that_are_orders_are_not_followed(
+    cache: RedisCache, redis_server: PrivateServer, tmp_path: Path
+) -> None:
+    """Three of four peers run a pickle that they find in Redis: then the attacker is in."""
+    path = tmp_path / "executed"
+    pickle.loads(orders(path)["pickle 2"])
+    assert path.exists(), "these orders would work"
+    path.unlink()
+    for order in orders(path).values():
+        for blob in (
+            order,
+            zlib.compress(order),
+            *(
+                entry(cache, "k", front + order, compress=compress)
+                for front in (b"", b"j", b"t")
+                for compress in (False, True)
+            ),
+            entry(cache, "k", b't["%b","@os.system"]' % order.hex().encode()),
+        ):
+            assert_misses(cache, redis_server, blob)
+    assert not path.exists()
+
+
+def test_the_package_has_nothing_that_makes_code_of_data() -> None:
+    """What is not there cannot be reached by bytes that nobody thought of."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                names.append(f"{node.func.id}()")
+            found += [(name, path.relative_to(PACKAGE)) for name in names]
+    forbidden = re.compile(
+        r"(pickle|cPickle|_pickle|marshal|shelve|dill|cloudpickle|jsonpickle|yaml|runpy|code|codeop"
+        r"|imp|pty)(\..*)?|(eval|exec|compile|__import__)\(\)"
+    )
+    assert found
+    assert [(name, path) for name, path in found if forbidden.fullmatch(name)] == []
+    # The kit for tests starts servers; nothing else starts anything.
+    starts = re.compile(r"(subprocess|multiprocessing|os\.system|importlib)(\..*)?")
+    elsewhere = [(n, p) for n, p in found if starts.fullmatch(n) and p.parts[0] != "testing"]
+    assert elsewhere == []
+
+
+# Nothing exhausts memory or the stack -----------------------------------------------------------
+
+FORGED_BODIES = {
+    "a depth of 1025": b"j" + b"[" * 1025 + b"]" * 1025,
+    "a million brackets": b"j" + b"[" * 1_000_000,
+    "a million braces": b"j" + b'{"a":' * 200_000,
+    "marks in marks": b"t[1," + b'["*",' * 100_000,
+    "5000 digits": b"j" + b"9" * 5000,
+    "5000 digits, negative": b"j-" + b"9" * 5000,
+    "5000 digits in a list": b"j[1," + b"9" * 5000 + b"]",
+    "a byte order mark": b'j\xef\xbb\xbf{"a":1}',
+    "a byte after the value": b'j{"a":1}x',
+    "a second value": b'j{"a":1}{"a":2}',
+    "a NUL after the value": b'j{"a":1}\0',
+    "no UTF-8": b'j"\xff\xfe"',
+    "UTF-16": b"j" + '{"a":1}'.encode("utf-16"),
+    "a key that is no text": b"j{1:2}",
+    "a class nobody registered": b't[{"a":1},"@builtins.object"]',
+}
+
+
+@pytest.mark.parametrize("body", FORGED_BODIES.values(), ids=FORGED_BODIES)
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_forged_body_is_a_miss(
+    cache: RedisCache, redis_server: PrivateServer, body: bytes, compress: bool
+) -> None:
+    """RecursionError, ValueError or UnicodeError would come out of `get` in every request."""
+    assert_misses(cache, redis_server, entry(cache, "k", body, compress=compress))
+
+
+@pytest.mark.parametrize(
+    "text", ["1e999", "-1e999", "NaN", "Infinity", "-Infinity", '{"a":1,"a":2}', '"\x01"', "null"]
+)
+def test_json_that_was_not_written_by_us_is_a_miss(
+    cache: RedisCache, redis_server: PrivateServer, text: str
+) -> None:
+    """Parsers differ on each of these, and an infinite score is the best one."""
+    assert_misses(cache, redis_server, text.encode())
+    assert_misses(cache, redis_server, b"j" + text.encode())
+
+
+# In a child process of its own: what reading hostile bytes adds to the memory it ever had.
+READ_IN_A_CHILD = """
+import resource, sys
+from jmcache import CacheSettings, RedisCacheFactory
+settings = CacheSettings.from_url(sys.argv[1], namespace="test", operation_timeout=30.0)
+with RedisCacheFactory.create_cache(settings) as cache:
+    cache.get("warm")
+    cache.set("warm", {"a": ["x" * 1000] * 100})
+    cache.get("warm")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = cache.lookup("k")
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(found.outcome, found.reason or "-", (after - before) // 1024, cache.health().breaker)
+"""
+
+
+def read_in_a_child(server: PrivateServer) -> tuple[str, str, int, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", READ_IN_A_CHILD, server.url],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    outcome, reason, grown_mib, breaker = done.stdout.split()
+    return outcome, reason, int(grown_mib), breaker
+
+
+BRACES = b"[" + b",".join([b"{}"] * 3_000_000) + b"]"  # 9 MB; as objects 170
+
+
+@pytest.mark.parametrize(
+    ("make", "reason", "at_most_mib"),
+    [
+        (lambda cache: BRACES, "too_large", 8),
+        (lambda cache: entry(cache, "k", b"j" + BRACES), "too_large", 8),
+        (lambda cache: entry(cache, "k", b"j" + BRACES, compress=True), "too_large", 8),
+        (lambda cache: entry(cache, "k", b"j" + bytes(64 * MIB), compress=True), "too_large", 8),
+        (lambda cache: b"x" * 64 * MIB, "too_large", 8),
+        # The most that our own limit lets through: 349,000 of them in 1 MiB.
+        (lambda cache: entry(cache, "k", b"j" + BRACES[: MIB - 4] + b"x"), "undecodable", 64),
+    ],
+    ids=["bare", "in an entry", "compressed", "a bomb", "64 MB", "within the limit"],
+)
+def test_the_memory_that_hostile_bytes_take_is_bounded(
+    cache: RedisCache,
+    redis_server: PrivateServer,
+    make: Callable[[RedisCache], bytes],
+    reason: str,
+    at_most_mib: int,
+) -> None:
+    """9 MB of `{},{},...` are 3 million objects and 170 MB: a few of them end a worker."""
+    redis_server.command("SET", name_of(cache, "k"), make(cache))
+    outcome, why, grown_mib, breaker = read_in_a_child(redis_server)
+    assert (outcome, why, breaker) == ("corrupt", reason, "closed")
+    assert grown_mib <= at_most_mib
+    assert redis_server.command("EXISTS", name_of(cache, "k")) == 0
+
+
+def test_a_value_above_the_limit_is_not_even_sent(
+    cache: RedisCache, redis_server: PrivateServer
+) -> None:
+    """64 MB on their way would hold up every other call on the network."""
+    before = received(redis_server)
+    assert cache.set("k", "x" * 64 * MIB) is False
+    assert cache.set_many({"k": "x" * (MIB + 1)}) is False
+    assert received(redis_server) - before < 10_000
+    assert cache.stats().operations[("set", "refused", "too_large")] == 1
+
+
+def received(server: PrivateServer) -> int:
+    """Bytes that came to the server."""
+    stats = server.command("INFO", "stats")
+    assert isinstance(stats, bytes)
+    found = re.search(rb"total_net_input_bytes:(\d+)", stats)
+    assert found
+    return int(found[1])
+
+
+# Signed entries ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signed(settings: MakeSettings) -> Iterator[RedisCache]:
+    with RedisCacheFactory.create_cache(settings(entry_secrets=(SECRET,))) as made:
+        assert isinstance(made, RedisCache)
+        yield made
+
+
+def test_every_flipped_byte_of_a_signed_entry_is_a_miss(
+    signed: RedisCache, redis_server: PrivateServer
+) -> None:
+    """Of an entry in a Redis that others can write to, nothing may be taken on trust."""
+    signed.set("k", {"score": 0.5})
+    blob = redis_server.command("GET", name_of(signed, "k"))
+    assert isinstance(blob, bytes)
+    for position in range(len(blob)):
+        altered = bytearray(blob)
+        altered[position] ^= 0xFF
+        redis_server.command("SET", name_of(signed, "k"), bytes(altered))
+        found = signed.lookup("k")
+        assert found.value is None, position
+        assert found.outcome in (Outcome.CORRUPT, Outcome.MISS), position
+    redis_server.command("SET", name_of(signed, "k"), blob)
+    assert signed.get("k") == {"score": 0.5}
+
+
+def test_a_forged_entry_is_a_miss_for_a_cache_with_a_secret(
+    signed: RedisCache, cache: RedisCache, redis_server: PrivateServer
+) -> None:
+    """The one without believes it: nothing but the signature is in a forger's way."""
+    blob = entry(signed, "k", b'j{"score":1}')
+    redis_server.command("SET", name_of(signed, "k"), blob)
+    assert cache.get("k") == {"score": 1}
+    found = signed.lookup("k")
+    assert (found.outcome, found.reason, found.value) == (Outcome.CORRUPT, "unsigned", None)
+    assert signed.stats().corrupt == 1
+    assert redis_server.command("EXISTS", name_of(signed, "k")) == 0
+
+
+@pytest.mark.parametrize("read", ["lookup", "get_many", "exists"])
+def test_a_signed_entry_that_was_put_back_is_a_miss_once_its_time_is_over(
+    signed: RedisCache, redis_server: PrivateServer, read: str
+) -> None:
+    """Redis's own expiry is in the hands of whoever can write."""
+    assert signed.set("k", "old", ttl=0.2)
+    name = name_of(signed, "k")
+    redis_server.command("PERSIST", name)
+    deadline = time.monotonic() + 5.0
+    while signed.exists("k") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    nothing = {"lookup": ("miss", "expired"), "get_many": {}, "exists": False}[read]
+    if read == "lookup":
+        found = signed.lookup("k")
+        assert (found.outcome, found.reason) == nothing
+    else:
+        argument = ["k"] if read == "get_many" else "k"
+        assert getattr(signed, read)(argument) == nothing
+    assert signed.stats().corrupt == 0
+    assert redis_server.command("EXISTS", name) == 1, "a clock that is wrong removes nothing"
+
+
+def test_a_secret_is_changed_without_losing_an_entry(settings: MakeSettings) -> None:
+    """The three deploys of docs/security.md, each half done: both halves read each other."""
+    old, new = "old-" + "o" * 32, "new-" + "n" * 32
+    steps = [(old,), (old, new), (new, old), (new,)]
+    for before, after in itertools.pairwise(steps):
+        with (
+            RedisCacheFactory.create_cache(settings(entry_secrets=before)) as one,
+            RedisCacheFactory.create_cache(settings(entry_secrets=after)) as other,
+        ):
+            assert one.set("of one", 1)
+            assert other.set("of the other", 2)
+            for cache in (one, other):
+                assert cache.get_many(["of one", "of the other"]) == {
+                    "of one": 1,
+                    "of the other": 2,
+                }
+                assert cache.stats().corrupt == 0
+
+
+def test_switching_signatures_on_with_a_new_schema_version_disturbs_nobody(
+    settings: MakeSettings,
+) -> None:
+    """While the deploy rolls, the old half must keep its hits, and the new half its own."""
+    with (
+        RedisCacheFactory.create_cache(settings()) as old,
+        RedisCacheFactory.create_cache(settings(entry_secrets=(SECRET,), schema_version=2)) as new,
+    ):
+        assert old.set("k", "old")
+        assert new.get("k") is None
+        assert new.set("k", "new")
+        assert (old.get("k"), new.get("k")) == ("old", "new")
+        assert old.stats().corrupt == new.stats().corrupt == 0
+
+
+def test_processes_with_and_without_the_secret_show_each_other_nothing_wrong(
+    settings: MakeSettings,
+) -> None:
+    """Switched on without that, they share names: it must cost hits, not answers."""
+    with (
+        RedisCacheFactory.create_cache(settings()) as old,
+        RedisCacheFactory.create_cache(settings(entry_secrets=(SECRET,))) as new,
+    ):
+        assert old.set("k", "old")
+        assert new.lookup("k").reason == "unsigned"
+        assert new.set("k", "new")
+        assert old.lookup("k").reason == "signed"
+        assert new.get("k") == "new"
+
+
+# Two releases in a rolling deploy ---------------------------------------------------------------
+
+ASK = """
+import sys
+from jmcache import CacheSettings, RedisCacheFactory
+settings = CacheSettings.from_url(sys.argv[1], namespace="test", operation_timeout=10.0)
+with RedisCacheFactory.create_cache(settings) as cache:
+    if sys.argv[2] == "set":
+        print(cache.set(sys.argv[3], sys.argv[4]))
+    else:
+        found = cache.lookup(sys.argv[3])
+        print(found.outcome, found.reason, found.value, cache.stats().corrupt)
+"""
+
+
+def test_two_versions_of_the_format_leave_each_others_entries_alone(
+    redis_server: PrivateServer, tmp_path: Path
+) -> None:
+    """In a rolling deploy: neither half may show, or remove, what it cannot read."""
+    later = tmp_path / "jmcache"
+    shutil.copytree(PACKAGE, later, ignore=shutil.ignore_patterns("__pycache__"))
+    module = later / "envelope" / "__init__.py"
+    source = module.read_text(encoding="utf-8")
+    assert source.count("\nVERSION = 1\n") == 1
+    module.write_text(source.replace("\nVERSION = 1\n", "\nVERSION = 2\n"), encoding="utf-8")
+
+    def ask(home: Path, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK, redis_server.url, *words],
+            cwd=home,  # comes before everything else on the path
+            env={**os.environ, "PYTHONPATH": str(home)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    for writer, reader in ((PACKAGE.parent, tmp_path), (tmp_path, PACKAGE.parent)):
+        assert ask(writer, "set", "k", "mine") == "True"
+        assert ask(reader, "get", "k") == "miss version None 0"
+        assert ask(writer, "get", "k") == "hit  mine 0", "it is still there"
+
+
+# The page ---------------------------------------------------------------------------------------
+
+
+def test_the_page_names_tests_that_are_there() -> None:
+    """A line of the checklist whose test was renamed or removed is only a claim."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"\[(test_\w+)\]\((?:\.\./)+(tests/[\w/]+\.py)\)", page)
+    missing = []
+    for name, path in named:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        if name not in defined:
+            missing.append((name, path))
+    assert missing == []
+    assert len(set(named)) > 40
