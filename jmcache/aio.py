@@ -184,9 +184,13 @@ class AsyncRedisCache:
             self._queued += 1
         try:
             future = executor.submit(work)
-        except RuntimeError as error:  # shut down meanwhile, or no thread is to be had
+        except RuntimeError as error:
             self._ended(None)
-            raise RedisClosedError("the adapter cannot run calls any more") from error
+            if self._executor is executor:  # not shut down meanwhile
+                raise RedisPoolExhaustedError(
+                    "the system has no thread for the adapter", reason="no_thread"
+                ) from error
+            raise RedisClosedError("the adapter was closed") from error
         future.add_done_callback(self._ended)
         return future
 
