@@ -73,8 +73,7 @@ def _port_server() -> Iterator[PrivateServer]:
 def redis_server(_unix_server: PrivateServer) -> PrivateServer:
     """A real server on a Unix socket: running, empty, and free to be paused, stopped or killed.
 
-    The next test gets it running again, but what ``CONFIG SET`` changed stays: a test that
-    changes that makes a PrivateServer of its own.
+    The next test gets it running again, with its configuration as it was.
     """
     return _as_new(_unix_server)
 
@@ -128,7 +127,6 @@ def _server(**kwargs: Any) -> PrivateServer:
 
 
 def _as_new(server: PrivateServer) -> PrivateServer:
-    server.start()
-    server.resume()
+    server.restore()
     server.command("FLUSHALL")
     return server

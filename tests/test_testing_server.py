@@ -18,7 +18,7 @@ from jmcache.testing import (
     ReplyError,
     find_server,
 )
-from jmcache.testing import server as server_module
+from jmcache.testing.server import _endpoint
 
 pytestmark = pytest.mark.redis
 
@@ -180,8 +180,8 @@ def test_the_password_is_asked_for_and_not_shown():
 def test_a_port_that_somebody_else_took_is_given_up_for_another(monkeypatch):
     """Two runs on one machine draw ports from the same hat."""
     with PrivateServer(tcp=True) as first:
-        draws = iter([first.port, server_module._free_port()])
-        monkeypatch.setattr(server_module, "_free_port", lambda: next(draws))
+        draws = iter([first.port, _endpoint.free_port()])
+        monkeypatch.setattr(_endpoint, "free_port", lambda: next(draws))
         with PrivateServer(tcp=True) as second:
             assert second.port != first.port
             assert second.command("INFO", "server") != first.command("INFO", "server")

@@ -279,7 +279,7 @@ def slot_of(name: str | bytes) -> int:
 
 def _start(node: PrivateServer) -> None:
     for attempt in range(_ATTEMPTS):
-        node._port = _free_pair()  # noqa: SLF001 - the same package's
+        node._endpoint.known_port = _free_pair()  # noqa: SLF001 - the same package's
         try:
             node.start()
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 from typing import TypeAlias
 
 Reply: TypeAlias = "str | bytes | int | list[Reply] | None"
@@ -21,8 +22,14 @@ class ReplyError(Exception):
 class Link:
     """One connection. Not thread-safe; of no use after any exception but ReplyError."""
 
-    def __init__(self, address: str | tuple[str, int], timeout_s: float) -> None:
+    def __init__(
+        self,
+        address: str | tuple[str, int],
+        timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Connect to a socket path or a (host, port); *timeout_s* bounds each wait."""
+        self._socket: socket.socket
         if isinstance(address, str):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         else:
@@ -30,6 +37,8 @@ class Link:
         try:
             self._socket.settimeout(timeout_s)
             self._socket.connect(address)
+            if tls is not None:
+                self._socket = tls.wrap_socket(self._socket)
         except BaseException:
             self._socket.close()
             raise
@@ -49,10 +58,23 @@ class Link:
             ReplyError: The server said no.
             OSError: It did not answer in time, or is gone.
         """
+        self.send(*args)
+        return self._read()
+
+    def send(self, *args: str | bytes | float) -> None:
+        """Send one command whose reply nobody will read."""
         words = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
         head = b"*%d\r\n" % len(words)
         self._socket.sendall(head + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words))
-        return self._read()
+
+    def answers_within(self, seconds: float) -> bool:
+        """Ask PING; of no more use after a False."""
+        self.send("PING")
+        self._socket.settimeout(seconds)
+        try:
+            return self._read() == "PONG"
+        except TimeoutError:
+            return False
 
     def close(self) -> None:
         """Close it. Never raises."""
