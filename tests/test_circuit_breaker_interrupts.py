@@ -38,6 +38,13 @@ from jmcache.errors import (
 )
 from jmcache.testing import ManualClock
 
+# So that counting is interrupted too.
+SHARES: dict[str, Any] = {
+    "failure_rate_threshold": 0.5,
+    "slow_call_threshold": 0.5,
+    "rate_min_calls": 2,
+    "rate_window": 0.01,
+}
 HOME = str(Path(circuit_breaker.__file__).parent)
 
 
@@ -91,7 +98,7 @@ def test_exception_at_any_place_leaves_no_lock_permit_or_silence(before, verb, h
 def ambush_everywhere(before: Callable[..., None], verb: str, how: str) -> None:
     for nth in range(1, 1000):
         clock = ManualClock()
-        breaker = CircuitBreaker(3, 30.0, 1, clock, name="ambush")
+        breaker = CircuitBreaker(3, 30.0, 1, clock, name="ambush", **SHARES)
         told: list[Transition] = []
         breaker.on_change(told.append)
         before(breaker, clock)
@@ -143,7 +150,7 @@ def interrupt_for(seconds: float) -> None:
         raise SoftTimeLimitExceeded
 
     rng = random.Random(7)
-    breaker = CircuitBreaker(2, 0.0005, 1, name="signals")
+    breaker = CircuitBreaker(2, 0.0005, 1, name="signals", **SHARES)
     breaker.on_change(lambda transition: None)
     interrupted = 0
     # A handler that raises in what the garbage collector calls is lost, by Python's own rules.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import circuitbreaker
 import pytest
 from breaker_kit import (
     CLOSED,
@@ -12,10 +14,13 @@ from breaker_kit import (
     WAIT_S,
     InFlight,
     end_in,
+    half_opens,
+    opens,
     refuses,
     run,
     time_is_over,
     trip,
+    two_failures,
 )
 
 from jmcache.circuit_breaker import CircuitBreaker
@@ -185,3 +190,24 @@ def test_health_check_on_a_closed_breaker_is_a_call_like_any_other(breaker):
     for _ in range(3):
         run(breaker.probe, end_in, "failure")
     assert breaker.state is OPEN
+
+
+def test_reading_the_state_waits_for_nobody(breaker, clock):
+    """B9: a health route that hangs with the breaker takes the service out of its balancer."""
+    shown = circuitbreaker.CircuitBreakerMonitor.get("test")
+    for prepare in (two_failures, opens, half_opens):
+        prepare(breaker, clock)
+        with breaker._lock, ThreadPoolExecutor(1) as thread:  # as if a thread were stuck in it
+            looks = [
+                thread.submit(look)
+                for look in (
+                    lambda: breaker.state,
+                    lambda: breaker.is_open,
+                    lambda: breaker.retry_after_s,
+                    lambda: breaker.failures,
+                    lambda: breaker.last_failure,
+                    lambda: (shown.state, shown.failure_count, shown.open_remaining),
+                )
+            ]
+            for look in looks:
+                look.result(WAIT_S)
