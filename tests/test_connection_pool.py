@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -451,51 +449,6 @@ def test_a_timer_that_raises_timeouterror_is_not_taken_for_a_slow_server(
     assert manager.get(b"k", soon()) is None
     assert manager.usage().in_use == 0
     manager.close()
-
-
-def fuzz(*arguments: str) -> dict[str, Any]:
-    """Run the interrupt fuzz in a process of its own and return its report."""
-    program = Path(__file__).with_name("interrupt_fuzz.py")
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    ran = subprocess.run(
-        [sys.executable, str(program), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    assert ran.returncode == 0, ran.stderr
-    report: dict[str, Any] = json.loads(ran.stdout)
-    return report
-
-
-NOTHING_LOST = {
-    "wrong": 0,
-    "swallowed": [],
-    "threads_hung": 0,
-    "parallel": 2,
-    "descriptors_leaked": 0,
-    "wrong_afterwards": 0,
-}
-AT_ONCE = {"errors": [], "in_use": 0, "waiting": 0, "full_after_s": 0}
-
-
-@pytest.mark.faults
-def test_thousands_of_real_interrupts_cost_nothing_but_their_calls() -> None:
-    """The same with real timers, under other threads' traffic: the whole of it, and no hang."""
-    report = fuzz("3000")
-    assert report["interrupts"] >= 3000
-    expected = NOTHING_LOST | AT_ONCE
-    assert {name: report[name] for name in expected} == expected, report
-
-
-@pytest.mark.faults
-def test_a_storm_of_interrupts_loses_nothing_for_good() -> None:
-    """Interrupted while cleaning up, a call can keep its connection; the pool gets over it."""
-    report = fuzz("1000", "--storm")
-    assert {name: report[name] for name in NOTHING_LOST} == NOTHING_LOST, report
-    assert report["full_after_s"] <= 4
 
 
 # Forks -----------------------------------------------------------------------------------------

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from interrupt_fuzz import server_over
 from interrupter import Interrupt, Interrupter
 from live import held_locks_of, locks_of
 
@@ -34,11 +41,10 @@ class Sink:
 class Bench:
     """A cache with one connection, and ways to bring it into a state before a call."""
 
-    def __init__(self, server: PrivateServer, socket: Path) -> None:
+    def __init__(self, server: PrivateServer, reached: CacheSettings) -> None:
         self.server = server
-        self.socket = socket  # a name of its own for the server's socket, which can be taken away
-        self.settings = CacheSettings(
-            unix_socket_path=str(socket),
+        self.settings = dataclasses.replace(
+            reached,
             namespace="interrupted",
             max_connections=1,
             operation_timeout=5.0,
@@ -57,6 +63,9 @@ class Bench:
         self.loan: list[Any] = []
         self.locks = [owned for owned in locks_of(self.cache) if owned.guards]
         self.files = open_files()
+
+    def _socket(self) -> Path:
+        return Path(self.settings.unix_socket_path or "")
 
     def make(self) -> RedisCache:
         made = RedisCacheFactory.create_cache(self.settings, metrics=[Sink()])
@@ -83,20 +92,20 @@ class Bench:
 
     def forget_lines(self) -> None:
         """What was logged already is logged again."""
-        self.cache._monitor._throttle = type(self.cache._monitor._throttle)()
+        self.cache._monitor._throttle._said.clear()
+        self.cache._monitor._rare._said.clear()
         self.cache._monitor._known_digests.clear()
-        self.cache._outage._announced_at.clear()
+        self.cache._outage._said_at.clear()
 
     def take_away(self) -> None:
         """The next connection is refused."""
         self.forget_lines()
         self.pool.drop()
-        self.socket.rename(self.socket.with_name("away"))
+        self._socket().rename(self._socket().with_name("away"))
 
     def bring_back(self) -> None:
-        away = self.socket.with_name("away")
-        if away.exists():
-            away.rename(self.socket)
+        if self.settings.unix_socket_path and not self._socket().exists():
+            self._socket().with_name("away").rename(self._socket())
 
     def break_open(self) -> None:
         self.take_away()
@@ -193,15 +202,21 @@ STEPS: dict[str, tuple[Step, Step, int]] = {
 }
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with PrivateServer() as server:
-        socket = tmp_path / "redis.sock"
-        socket.hardlink_to(server.socket_path)
-        yield Bench(server, socket)
+@pytest.fixture(params=["unix"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    with server_over(request.param) as (server, reached):
+        if request.param == "unix":  # a name of its own, which a test can take away
+            socket = tmp_path / "redis.sock"
+            socket.hardlink_to(server.socket_path)
+            reached = dataclasses.replace(reached, unix_socket_path=str(socket))
+        yield Bench(server, reached)
         RedisCacheFactory.shutdown()
 
 
+# One at a time ------------------------------------------------------------------------------
+
+
+@pytest.mark.fault_row(42)
 # One that was just being passed on is closed by its end: no loss, but Python says so.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize(("before", "step", "operations"), STEPS.values(), ids=STEPS)
@@ -209,6 +224,20 @@ def test_an_interrupt_at_any_point_of_an_operation_costs_nothing_but_that_call(
     before: Step, step: Step, operations: int, bench: Bench
 ) -> None:
     """A worker's time limit would cost it a connection, a lock, or hand it another key's value."""
+    interrupt_everywhere(bench, before, step, operations)
+
+
+@pytest.mark.fault_row(42)
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("bench", ["tcp", "tls"], indirect=True)
+@pytest.mark.parametrize("name", ["get on a new connection", "get on a connection that was closed"])
+def test_an_interrupt_of_any_way_to_connect_leaves_no_descriptor(name: str, bench: Bench) -> None:
+    """Python's own TLS sockets leave one open, in the traceback that an error tracker keeps."""
+    interrupt_everywhere(bench, *STEPS[name])
+
+
+def interrupt_everywhere(bench: Bench, before: Step, step: Step, operations: int) -> None:
+    """Take *step* again and again, interrupted at its first point, its second one, and so on."""
     kept = []  # as an error tracker keeps exceptions, with their tracebacks and all frames
     point = 0
     while True:
@@ -232,3 +261,118 @@ def test_an_interrupt_at_any_point_of_an_operation_costs_nothing_but_that_call(
     assert counted == operations
     bench.heal()
     assert held_locks_of(bench.cache) == []
+
+
+# Thousands, with a timer --------------------------------------------------------------------
+
+
+def fuzz(*arguments: str) -> dict[str, Any]:
+    """Run the fuzz in a process of its own; its report. A crash or a hang fails here."""
+    program = Path(__file__).with_name("interrupt_fuzz.py")
+    shared = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join(filter(None, [str(program.parent.parent), shared]))
+    ran = subprocess.run(
+        [sys.executable, str(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    report: dict[str, Any] = json.loads(ran.stdout)
+    print(report)  # with its seed; pytest shows it when the test fails
+    return report
+
+
+NOTHING_LOST = {
+    "wrong": 0,
+    "swallowed": [],
+    "threads_hung": 0,
+    "full_after_s": 0.0,  # as many calls at a time as there may be connections, all of them hits
+    "locks_held": [],
+    "permits": 0,
+    "miscounted": [],
+    "descriptors_leaked": 0,
+    "hiredis_used": [],
+}
+AT_ONCE: dict[str, Any] = {"errors": [], "in_use": 0, "waiting": 0, "back_s": 0.0}
+
+
+def in_(report: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    return {name: report[name] for name in expected}
+
+
+@pytest.mark.fault_row(42)
+@pytest.mark.parametrize("hiredis", ["with hiredis", "without hiredis"])
+def test_twenty_thousand_real_interrupts_cost_nothing_but_their_calls(hiredis: str) -> None:
+    """The stock client: wrong values, lost slots, a deadlock, and with hiredis a crash."""
+    without = hiredis == "without hiredis"
+    if not without:
+        pytest.importorskip("hiredis", reason="the test extra brings it")
+    how = ["--over", "tcp", "--without-hiredis"] if without else ["--over", "unix"]
+    report = fuzz("20000", *how)
+    assert report["interrupts"] >= 20_000
+    assert report["hiredis_installed"] is not without
+    expected = NOTHING_LOST | AT_ONCE
+    assert in_(report, expected) == expected
+    assert report["threads_left_s"] < 2.0
+
+
+@pytest.mark.fault_row(42)
+@pytest.mark.parametrize(
+    "how",
+    [("--by", "sigint"), ("--over", "tls"), ("--by", "sigint", "--over", "tls")],
+    ids=" ".join,
+)
+def test_ctrl_c_and_tls_are_no_exceptions(how: tuple[str, ...]) -> None:
+    """OpenSSL has state of its own in the middle of a record, and Ctrl-C is no Exception."""
+    report = fuzz("2000", *how)
+    expected = NOTHING_LOST | AT_ONCE
+    assert in_(report, expected) == expected
+
+
+@pytest.mark.fault_row(42)
+@pytest.mark.parametrize("by", ["timer", "storm"])
+def test_interrupts_while_redis_is_in_trouble_are_survived_too(by: str) -> None:
+    """Retries, a breaker that opens and closes, probes: the paths that are seldom taken."""
+    report = fuzz("4000", "--trouble", "--by", by)
+    assert in_(report, NOTHING_LOST) == NOTHING_LOST
+    assert report["errors"] == []
+    assert report["back_s"] <= 2.0
+    if by == "timer":
+        assert report["breaker_changes"] > 0
+        assert report["retries"] > 0
+
+
+@pytest.mark.fault_row(42)
+@pytest.mark.parametrize("over", ["unix", "tcp", "tls"])
+def test_a_storm_of_interrupts_loses_nothing_for_good(over: str) -> None:
+    """Interrupted while cleaning up, a call can keep its connection; the pool gets over it."""
+    report = fuzz("1500", "--by", "storm", "--over", over)
+    expected = {name: value for name, value in NOTHING_LOST.items() if name != "full_after_s"}
+    assert in_(report, expected) == expected
+    assert report["full_after_s"] <= 4.0
+
+
+def test_hiredis_is_asked_for_nothing_though_it_is_there(
+    redis_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its packer crashes the process when a time limit arrives while it converts a number."""
+    hiredis = pytest.importorskip("hiredis", reason="the test extra brings it")
+    used = []
+    for name in ("Reader", "pack_command"):
+        monkeypatch.setattr(hiredis, name, lambda *_, name=name, **__: used.append(name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # redis-py takes it
+        redis.Redis(unix_socket_path=str(redis_server.socket_path)).ping()
+    assert used
+    used.clear()
+    with RedisCacheFactory.create_cache(redis_server.url) as cache:
+        assert cache.set("k", PERSON, ttl=60)
+        assert cache.get("k") == PERSON
+        assert cache.set_many({"l": 1, "m": 2.5})
+        assert cache.get_many(["k", "l", "m", "n"]) == {"k": PERSON, "l": 1, "m": 2.5}
+        assert cache.exists("k")
+        assert cache.delete("k")
+        assert cache.delete_many(["l", "m"]) == 2
+        cache._connection.ping(Deadline(5.0))
+    assert used == []

@@ -15,22 +15,26 @@ import ssl
 from errno import EINPROGRESS
 from typing import Any
 
+from jmcache.connection._tls import TlsLayer
 from jmcache.connection._translate import is_foreign
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisTimeoutError
 
 Address = tuple[Any, ...] | str
 
+_RECORD = 16 * 1024  # bytes; TLS's longest, and more than any flight of a handshake
+
 
 class DeadlineSocket:
     """A stream socket that can be connected again. Used by one thread at a time."""
 
-    __slots__ = ("_deadline", "_poll", "_sock")
+    __slots__ = ("_deadline", "_poll", "_sock", "_tls")
 
     def __init__(self) -> None:
         # The C type: Python's own socket class has a constructor in which a signal handler's
         # exception can leave an open one behind, in a traceback that somebody keeps.
         self._sock: Any = None
+        self._tls: TlsLayer | None = None
         self._poll = select.poll()
         self._deadline = Deadline.over()
 
@@ -57,38 +61,32 @@ class DeadlineSocket:
 
     def secure(self, context: ssl.SSLContext, host: str) -> None:
         """Speak TLS from now on, with a server that *context* trusts to be *host*."""
-        self._sock = context.wrap_socket(
-            self._sock, server_hostname=host, do_handshake_on_connect=False
-        )
-        while True:
-            try:
-                self._sock.do_handshake()
-            except ssl.SSLWantReadError:
-                self._await(select.POLLIN)
-            except ssl.SSLWantWriteError:
-                self._await(select.POLLOUT)
-            else:
-                return
+        tls = TlsLayer(context, host)
+        try:
+            while not tls.shake_hands():
+                self._send(tls.to_send())
+                tls.received(self._receive(_RECORD))
+        except ssl.SSLError:
+            self._send_if_possible(tls.to_send())  # what we do not like about it
+            raise
+        self._send(tls.to_send())
+        self._tls = tls
 
     def ready(self) -> bool:
         """True when it is connected and there is nothing to read, not even its end."""
-        return self._sock is not None and not self._poll.poll(0)
+        if self._sock is None or self._poll.poll(0):
+            return False
+        return self._tls is None or not self._tls.unread
 
     def recv(self, size: int) -> bytes:
-        """Wait for at least one byte and return at most *size*; b"" is the end of the stream.
-
-        Args:
-            size: Not below a TLS record's 16 KiB, or TLS would keep bytes that poll cannot see.
-        """
-        while True:
-            self._await(select.POLLIN)
-            try:
-                data: bytes = self._sock.recv(size)
-                return data
-            except (BlockingIOError, ssl.SSLWantReadError):
-                continue
-            except ssl.SSLWantWriteError:
-                self._await(select.POLLOUT)
+        """Wait for at least one byte and return at most *size*; b"" is the end of the stream."""
+        tls = self._tls
+        if tls is None:
+            return self._receive(size)
+        while (data := tls.read(size)) is None:
+            self._send(tls.to_send())  # new keys, say
+            tls.received(self._receive(size))
+        return data
 
     def fileno(self) -> int:
         """Return its descriptor; it is connected."""
@@ -106,19 +104,14 @@ class DeadlineSocket:
 
     def sendall(self, data: bytes) -> None:
         """Hand all of *data* to the system."""
-        rest: bytes | memoryview = data
-        while True:
-            waits_for = select.POLLOUT
-            try:
-                sent = self._sock.send(rest)
-                if sent == len(rest):
-                    return
-                rest = memoryview(rest)[sent:]
-            except ssl.SSLWantReadError:
-                waits_for = select.POLLIN
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                pass
-            self._await(waits_for)
+        tls = self._tls
+        if tls is None:
+            self._send(data)
+            return
+        while not tls.write(data):
+            self._send(tls.to_send())
+            tls.received(self._receive(_RECORD))
+        self._send(tls.to_send())
 
     def close(self, *, shut_down: bool) -> None:
         """Close it. With *shut_down* also for the server and for processes that inherited it."""
@@ -133,7 +126,35 @@ class DeadlineSocket:
                 raise
         finally:
             sock.close()
-        self._sock = None
+        self._sock = self._tls = None
+
+    def _receive(self, size: int) -> bytes:
+        while True:
+            self._await(select.POLLIN)
+            try:
+                data: bytes = self._sock.recv(size)
+                return data
+            except BlockingIOError:
+                continue
+
+    def _send(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        while rest:
+            try:
+                sent = self._sock.send(rest)
+                if sent == len(rest):
+                    return
+                rest = memoryview(rest)[sent:]
+            except BlockingIOError:
+                pass
+            self._await(select.POLLOUT)
+
+    def _send_if_possible(self, data: bytes) -> None:
+        try:
+            self._sock.send(data)
+        except OSError as error:
+            if is_foreign(error):
+                raise
 
     def _await(self, event: int) -> None:
         poll = self._poll

@@ -1,4 +1,4 @@
-"""Whom a TLS connection trusts, and what it shows of itself."""
+"""TLS: whom a connection trusts, what it shows of itself, and the bytes it makes of ours."""
 
 from __future__ import annotations
 
@@ -59,3 +59,64 @@ class Tls:
             # With a password, even none, OpenSSL does not ask for one on the terminal.
             context.load_cert_chain(self._certfile, self._keyfile, password="")
         return context
+
+
+class TlsLayer:
+    """TLS between our bytes and those on the wire. Does no input or output of its own.
+
+    Not the standard library's SSLSocket: that one takes the descriptor over from the socket it is
+    made of, in Python code, and an exception from a signal handler there leaves the descriptor
+    open in a traceback that somebody keeps.
+    """
+
+    __slots__ = ("_incoming", "_object", "_outgoing")
+
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+        """Begin with a server that *context* trusts to be *host*."""
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+
+    @property
+    def unread(self) -> bool:
+        """True when more came from the wire than was read."""
+        return bool(self._incoming.pending or self._object.pending())
+
+    def shake_hands(self) -> bool:
+        """Go on with the handshake; True when it is done. False: more is needed from the wire.
+
+        Either way, and also when it raises ssl.SSLError, there may be something to send.
+        """
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def write(self, data: bytes) -> bool:
+        """Take all of *data* to be sent; False: not before more came from the wire."""
+        try:
+            self._object.write(data)
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def to_send(self) -> bytes:
+        """Return what is to go out, once."""
+        return self._outgoing.read()
+
+    def received(self, data: bytes) -> None:
+        """Take *data* from the wire; b"" is its end."""
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def read(self, size: int) -> bytes | None:
+        """Return at most *size* bytes; b"" at the end, None when more is needed from the wire."""
+        try:
+            return self._object.read(size)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLEOFError:
+            return b""
