@@ -94,7 +94,7 @@ class _Backend:
     def _guard_node(self, node: str, counts: Callable[[RedisError], bool]) -> NodeGuard:
         breaker = self._new_breaker(f"jmcache {node}", counts)
         breaker.on_change(self._on_change)
-        return NodeGuard(breaker, OutageLog(node, lines=1))
+        return NodeGuard(breaker, OutageLog(node, lines=2))
 
     def _probe(self) -> None:
         # Its own time, not a caller's: a connection that takes longer than operation_timeout to

@@ -54,9 +54,11 @@ class NodeGuard:
         else:
             self._breaker.record_failure(error)
 
-    def close(self) -> None:
-        """The node is not asked any more."""
+    def close(self, *, replaced: bool) -> None:
+        """The node is not asked any more; *replaced*: because the cluster has others."""
         self._breaker.close()
+        if replaced:
+            self._outage.replaced()
 
     def _refuse(self) -> RedisNodeDownError:
         self._outage.skipped()

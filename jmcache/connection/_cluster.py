@@ -63,7 +63,6 @@ class Cluster:
 
     def __init__(
         self,
-        name: str,
         seeds: Sequence[Address],
         make_node: Callable[[Address], Node],
         make_guard: Callable[[Address], Guard | None],
@@ -71,12 +70,11 @@ class Cluster:
         """Connect to nothing yet.
 
         Args:
-            name: What the log calls it.
             seeds: Nodes to ask for the others, at least one.
             make_guard: Brings a guard for each node, or none.
         """
         self._members = Members(make_node, lambda place: make_guard(place) or Unguarded())
-        self._guide = Guide(name, seeds, self._members)
+        self._guide = Guide(seeds, self._members)
         self._closed = False
 
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:

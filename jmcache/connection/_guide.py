@@ -7,7 +7,6 @@ themselves, slot by slot, so an old map costs a round trip and never an answer.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -27,8 +26,6 @@ from jmcache.errors import (
     RedisRejectedError,
 )
 
-_log = logging.getLogger("jmcache.connection")
-
 # Between two look-ups, however much reason for doubt there is: a hundred processes that look for a
 # failover's end ask 400 times a second together, and find it within a quarter of a second.
 LOOK_AGAIN_S = 0.25
@@ -41,7 +38,7 @@ _NO_CLUSTER = "ERR This instance has cluster support disabled"
 
 
 class _Turn:
-    """Leave to look up, known by a weak reference: what is lost with its frame is back."""
+    """Leave to look up, known by a weak reference: lost with its frame, it is back."""
 
     __slots__ = ("__weakref__", "over_at")
 
@@ -56,14 +53,12 @@ class Guide:
         masters: The nodes that have slots, as far as is known; none before the first look-up.
     """
 
-    def __init__(self, name: str, seeds: Sequence[Address], members: Members) -> None:
+    def __init__(self, seeds: Sequence[Address], members: Members) -> None:
         """Know nothing yet.
 
         Args:
-            name: What the log calls the cluster.
             seeds: Nodes to ask first, at least one.
         """
-        self._name = name
         self._seeds = tuple(seeds)
         self._members = members
         self.masters: tuple[Address, ...] = ()
@@ -128,6 +123,7 @@ class Guide:
         finally:
             if found is None:
                 self._doubted = True
+            turn.over_at = 0.0  # a traceback may keep it
         if found is not None:
             self._adopt(found)
 
@@ -175,19 +171,10 @@ class Guide:
         return member is not None and not member.guard.is_closed
 
     def _adopt(self, found: SlotMap) -> None:
-        before = set(self.masters)
         self._owners = found.owners
         self._replicas = found.replicas
         self.masters = found.masters
         self._members.keep({*found.masters, *self._seeds})
-        if before and before != set(found.masters):
-            places = ", ".join(f"{host}:{port}" for host, port in found.masters)
-            fields = {"endpoint": self._name, "masters": places}
-            _log.info(
-                "Redis %(endpoint)s: the masters are now %(masters)s",
-                fields,
-                extra={"jmcache": fields},
-            )
 
 
 def _explained(error: RedisError) -> RedisError:

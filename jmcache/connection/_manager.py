@@ -239,7 +239,7 @@ class RedisConnectionManager:
             host, port = place
             return make and make(f"{host}:{port} of {name.partition(',')[0]}", is_of_node)
 
-        return Cluster(name, settings.seeds, make_node, make_guard)
+        return Cluster(settings.seeds, make_node, make_guard)
 
     def _new_node(self, settings: CacheSettings) -> Node:
         if self._connection_class is None:

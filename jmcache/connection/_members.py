@@ -36,8 +36,8 @@ class Guard(Protocol):
     def report(self, error: RedisError | None) -> None:
         """Tell how that ended; None: well."""
 
-    def close(self) -> None:
-        """The node is not asked any more."""
+    def close(self, *, replaced: bool) -> None:
+        """The node is not asked any more; *replaced*: because the cluster has others."""
 
 
 class Unguarded:
@@ -56,7 +56,7 @@ class Unguarded:
     def report(self, error: RedisError | None) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, *, replaced: bool) -> None:
         pass
 
 
@@ -70,9 +70,9 @@ class Member:
         self.node = node
         self.guard = guard
 
-    def close(self) -> None:
+    def close(self, *, replaced: bool = False) -> None:
         self.node.close()
-        self.guard.close()
+        self.guard.close(replaced=replaced)
 
 
 class Members:
@@ -126,7 +126,7 @@ class Members:
         for member in self.all():
             if member.address not in kept:
                 self._members.pop(member.address, None)
-                member.close()
+                member.close(replaced=True)
 
     def close(self) -> None:
         """Close all, and those that are still to come."""

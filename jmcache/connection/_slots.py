@@ -25,6 +25,8 @@ Address = tuple[str, int]  # as the cluster announces it, which need not be a nu
 
 _REDIRECTION = re.compile(r"(MOVED|ASK) ([0-9]{1,5}) (.{0,255}):([0-9]{1,5})")
 _UNKNOWN = ("", "?")  # hosts that mean: the one you are asking
+_HOST = re.compile(r"[0-9A-Za-z_.-]{1,255}|(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]{2,45}")
+_PORTS = range(1, 65_536)
 
 
 class SlotMap(NamedTuple):
@@ -58,9 +60,11 @@ class Redirected(RedisNotServedError):  # noqa: N818 - it says where to go on
 def read_redirection(text: str, message: str) -> Redirected | None:
     """Return the redirection that the error *text* of a server is, None if it is not whole."""
     match = _REDIRECTION.fullmatch(text)
-    if match is None or int(match[2]) >= SLOTS or not 1 <= int(match[4]) <= 65_535:
+    if match is None or int(match[2]) >= SLOTS or int(match[4]) not in _PORTS:
         return None
     host = "" if match[3] in _UNKNOWN else match[3]
+    if host and not _HOST.fullmatch(host):
+        return None
     return Redirected(message, int(match[2]), host, int(match[4]), asking=match[1] == "ASK")
 
 
@@ -86,7 +90,7 @@ def read_slots(reply: list[Any], asked: str) -> SlotMap:
             masters[owner] = None
             for other in others:
                 replicas[_read_address(other, asked)] = None
-    except (ValueError, TypeError, UnicodeDecodeError, IndexError) as error:
+    except (ValueError, TypeError) as error:
         raise RedisProtocolError("the reply is no list of a cluster's slots") from error
     if not masters:
         raise RedisNotReadyError("the node knows of no slot that is served", reason="clusterdown")
@@ -94,8 +98,12 @@ def read_slots(reply: list[Any], asked: str) -> SlotMap:
 
 
 def _read_address(node: Any, asked: str) -> Address:
-    host, port = node[0], node[1]
-    text = "" if host is None else host.decode()
-    if not isinstance(port, int) or not 1 <= port <= 65_535:
+    host, port, *_ = node
+    if not isinstance(host, bytes | None) or port not in _PORTS:
         raise ValueError
-    return (asked if text in _UNKNOWN else text), port
+    text = "" if host is None else host.decode()
+    if text in _UNKNOWN:
+        return asked, port
+    if not _HOST.fullmatch(text):
+        raise ValueError
+    return text, port

@@ -20,6 +20,7 @@ _CURES = {
     "auth": "username and password",
     "tls": "tls, tls_ca_certs, tls_certfile, tls_keyfile, tls_check_hostname and tls_verify",
     "db": "db",
+    "no_cluster": "cluster",
     "misconfigured": "username, password, db and the tls settings",
 }
 
@@ -27,6 +28,14 @@ _CURES = {
 LINES = 6  # for outages that begin and end, in
 WINDOW_S = 60.0
 
+_BACK = (
+    "Redis %(endpoint)s is back after %(seconds).1f s, circuit breaker closed,"
+    " %(skipped)d operations were answered without it"
+)
+_REPLACED = (
+    "Redis %(endpoint)s was replaced after %(seconds).1f s, %(skipped)d operations were answered"
+    " without it"
+)
 _Line = tuple[int, str, dict[str, Any]]
 
 
@@ -117,6 +126,15 @@ class OutageLog:
                 self._said_at.append(now)
         self._say(line)
 
+    def replaced(self) -> None:
+        """Take note that another server has taken the place of this one, of a cluster."""
+        now = self._clock()
+        with self._lock:
+            line = self._close(now, _REPLACED)
+            if line is not None:
+                self._said_at.append(now)
+        self._say(line)
+
     def skipped(self) -> None:
         """Count one operation that was answered without asking Redis."""
         now = self._clock()
@@ -169,15 +187,11 @@ class OutageLog:
             self._announced = True
         return level, text, self._fields(now)
 
-    def _close(self, now: float) -> _Line | None:
+    def _close(self, now: float, text: str = _BACK) -> _Line | None:
         if self._began_at is None:
             return None
         line: _Line | None = None
         if self._announced:
-            text = (
-                "Redis %(endpoint)s is back after %(seconds).1f s, circuit breaker closed,"
-                " %(skipped)d operations were answered without it"
-            )
             if self._unsaid:
                 text += " (%(unsaid)d short outages before this one were not logged)"
             line = logging.INFO, text, self._fields(now)
