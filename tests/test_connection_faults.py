@@ -16,7 +16,8 @@ import pytest
 from certificates import Certificates
 from scripted_server import END, GREETINGS, RESET, Client, ScriptedServer, answering
 
-from jmcache.connection import RedisConnectionManager
+from jmcache.connection import RedisConnectionManager, _wire
+from jmcache.connection._together import Part, Question, exchange
 from jmcache.deadline import Deadline
 from jmcache.errors import (
     RedisConnectionError,
@@ -476,6 +477,23 @@ def test_values_go_both_ways_over_tls(certificates: Certificates, manage: Manage
             assert manager.get(b"a", soon()) == b"a" * 1_000_000
             manager.set(b"b", b"b" * 300_000, MINUTE_MS, soon())
         assert server.asked()[-1][2] == b"b" * 300_000
+        assert len(server.clients) == 1
+
+
+def test_what_is_asked_together_goes_over_tls_too(
+    certificates: Certificates, manage: Manage
+) -> None:
+    """A cluster's pipelines are sent as far as it goes: never past the encryption."""
+    with ScriptedServer(echo, tls=certificates.context(certificates.good)) as server:
+        manager = manage(server.settings(tls=True, tls_ca_certs=certificates.authority))
+        for _ in range(3):
+            stored = _wire.pack_set(b"b", b"b" * 900_000, MINUTE_MS)
+            questions = [Question(stored, _wire.OK), Question(_wire.pack_get(b"a"), _wire.VALUE)]
+            part = Part(manager._server, questions)
+            exchange([part], soon())
+            assert part.error is None
+            assert [question.reply for question in questions] == [b"OK", b"a" * 1_000_000]
+        assert server.asked()[0][2] == b"b" * 900_000
         assert len(server.clients) == 1
 
 

@@ -72,20 +72,26 @@ class Connection:
         """True when it can be sent to at once."""
         return not self._replies.unread and self._sock.ready()
 
-    def begin(self, room: int, deadline: Deadline) -> None:
-        """Connect where that is needed, for an exchange whose values have *room* bytes at most."""
+    def begin(self, packed: bytes, room: int, deadline: Deadline) -> memoryview:
+        """Connect where that is needed, for an exchange whose values have *room* bytes at most.
+
+        Returns:
+            What `send_some` is to be given for *packed*, first and whole.
+        """
         if not self.ready:
             self.disconnect()
             self._open(deadline)
+        self._sock.begin(deadline)
         self._replies.begin(room)
+        return memoryview(self._sock.to_wire(packed))
 
     def fileno(self) -> int:
         """Return the descriptor to wait for."""
         return self._sock.fileno()
 
-    def send_some(self, data: memoryview) -> memoryview:
+    def send_some(self, wire: memoryview) -> memoryview:
         """Send what goes without a wait; return the rest."""
-        return self._sock.send_some(data)
+        return self._sock.send_some(wire)
 
     def receive(self, asked: bytes, deadline: Deadline) -> Reply:
         """Read one reply whole, as in `exchange`."""

@@ -93,25 +93,28 @@ class DeadlineSocket:
         number: int = self._sock.fileno()
         return number
 
-    def send_some(self, data: memoryview) -> memoryview:
-        """Hand over what the system takes without a wait; return the rest."""
-        while data:
-            try:
-                data = data[self._sock.send(data) :]
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                break
-        return data
-
     def sendall(self, data: bytes) -> None:
         """Hand all of *data* to the system."""
+        self._send(self.to_wire(data))
+
+    def to_wire(self, data: bytes) -> bytes:
+        """Return what to send for *data*, which is of use once, and next."""
         tls = self._tls
         if tls is None:
-            self._send(data)
-            return
+            return data
         while not tls.write(data):
             self._send(tls.to_send())
             tls.received(self._receive(_RECORD))
-        self._send(tls.to_send())
+        return tls.to_send()
+
+    def send_some(self, wire: memoryview) -> memoryview:
+        """Hand over what the system takes of *wire* without a wait; return the rest."""
+        while wire:
+            try:
+                wire = wire[self._sock.send(wire) :]
+            except BlockingIOError:
+                break
+        return wire
 
     def close(self, *, shut_down: bool) -> None:
         """Close it. With *shut_down* also for the server and for processes that inherited it."""

@@ -55,7 +55,8 @@ class Part:
         self._clean = True  # nothing of an exchange is on its way
         self._left_s = 0.0
         packed = [ASKING + one.packed if one.asking else one.packed for one in questions]
-        self._unsent = memoryview(b"".join(packed))
+        self._packed = b"".join(packed)
+        self._unsent = memoryview(b"")
 
     @property
     def done(self) -> bool:
@@ -114,7 +115,8 @@ class Part:
         if self._left_s <= 0.0:
             raise RedisTimeoutError("the deadline is over")
         self._clean = False
-        self._loan[0].begin(len(self.questions) * self._node.value_room, within)
+        room = len(self.questions) * self._node.value_room
+        self._unsent = self._loan[0].begin(self._packed, room, within)
         self._left_s = deadline.remaining()
         self._send()
 
