@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 from soak import faults, judge, report
-from soak.judge import Lag, OwnKey, Punctuality, Tally, compose, is_of, total
+from soak.judge import OwnKey, Tally, compose, is_of, total
 from soak.load import callers_script, drive
+from soak.punctuality import Lag, Punctuality
 from soak.run import Plan, run
 from soak.trace import MARKER, Request, requests
 from soak.worker import LogBook
@@ -237,6 +238,15 @@ def test_a_call_that_kept_the_others_from_running_has_no_excuse() -> None:
     punctual = Punctuality(0.25, lag)
     lag.note(10.3, 11.0)
     punctual.took("get", 10.0, 11.0, cpu_s=0.95)
+    punctual.settle(20.0)
+    assert punctual.late == 1
+
+
+def test_time_in_the_queue_for_a_processor_is_no_lateness_of_a_call() -> None:
+    """Who sleeps most is served first: a thread that does work waits longer than one that ticks."""
+    punctual = Punctuality(0.25, Lag())
+    punctual.took("get", 10.0, 10.45, queued_s=0.16)
+    punctual.took("get", 10.0, 10.45, queued_s=0.14)
     punctual.settle(20.0)
     assert punctual.late == 1
 

@@ -30,6 +30,7 @@ class Replica:
         self.died = False
         self.latest: dict[str, Any] = {}  # progress, or the last answer that held figures
         self._answers: dict[str, dict[str, Any]] = {}
+        self._told = ""
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
             [python, "-m", "soak.worker", json.dumps(options)],
@@ -43,9 +44,16 @@ class Replica:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
+    @property
+    def busy(self) -> bool:
+        """It has not said yet that the last command is done."""
+        return self._told != "" and self._told not in self._answers
+
     def tell(self, command: str) -> None:
         """Send a command; nothing when it is dead."""
         assert self._process.stdin is not None
+        self._answers.pop(command, None)
+        self._told = command
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"{command}\n")
             self._process.stdin.flush()
@@ -117,6 +125,18 @@ class Crew:
         return [
             replica.answer(command, max(0.0, over - time.monotonic())) for replica in self.replicas
         ]
+
+    def order(self, command: str, within_s: float) -> None:
+        """Tell *command* to those who are not busy, and wait for them as long as it is worth it.
+
+        One that hangs is not waited for again.
+        """
+        idle = [replica for replica in self.replicas if not replica.busy]
+        for replica in idle:
+            replica.tell(command)
+        over = time.monotonic() + within_s
+        for replica in idle:
+            replica.answer(command, max(0.0, over - time.monotonic()))
 
 
 def _path() -> str:

@@ -21,10 +21,15 @@ _BLOCK = """
 
 
 class Lab:
-    """A server and, before it, a proxy: everything there is to break. A context manager."""
+    """A server and, before it, a proxy: everything there is to break. A context manager.
+
+    Attributes:
+        tell: Gives an order to everybody who uses the server, and waits until it was carried out.
+    """
 
     def __init__(self, password: str) -> None:
         self.password = password
+        self.tell: Callable[[str], object] = lambda order: None
         args = [word for name, value in _MEMORY.items() for word in (f"--{name}", value)]
         self.server = PrivateServer(tcp=True, password=password, args=args)
         self._stack = contextlib.ExitStack()
@@ -250,7 +255,23 @@ LIFE: dict[str, Kind] = {
     "clients killed": _clients_killed,
 }
 
-KINDS: dict[str, Kind] = {**LINE, **SETTINGS, **LIFE}
+
+@contextlib.contextmanager
+def _interrupted(lab: Lab, rand: random.Random) -> Iterator[None]:
+    lab.tell("interrupt")
+    yield
+
+
+@contextlib.contextmanager
+def _forked(lab: Lab, rand: random.Random) -> Iterator[None]:
+    lab.tell("fork")
+    yield
+
+
+# What happens in the processes that use it.
+USERS: dict[str, Kind] = {"calls broken off": _interrupted, "forked": _forked}
+
+KINDS: dict[str, Kind] = {**LINE, **SETTINGS, **LIFE, **USERS}
 
 COMBINED_EVERY = 4
 
@@ -289,7 +310,7 @@ def episodes(rand: random.Random) -> Iterator[Episode]:
             if number % COMBINED_EVERY == 0:
                 kinds = tuple(
                     kind if kind in sort else rand.choice(tuple(sort))
-                    for sort in (LINE, SETTINGS, LIFE)
+                    for sort in (LINE, SETTINGS, USERS if kind in USERS else LIFE)
                 )
             yield Episode(kinds, rand.uniform(0.2, 0.8), rand.uniform(0.6, 1.6))
 
@@ -307,7 +328,8 @@ class Saboteur:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="soak-saboteur", daemon=True)
         self.current = ""  # name of the episode at this moment
-        self.done: list[tuple[Episode, float, float]] = []  # with begin and end, monotonic
+        self.done: list[Episode] = []
+        self._begun: list[tuple[str, float]] = []  # names, monotonic seconds
         self.troubles: list[str] = []  # episodes that did not go as they should
 
     def __enter__(self) -> Saboteur:
@@ -327,14 +349,14 @@ class Saboteur:
     def count(self) -> dict[str, int]:
         """Return how often each kind has happened."""
         counts = dict.fromkeys(KINDS, 0)
-        for episode, _, _ in self.done:
+        for episode in self.done:
             for kind in episode.kinds:
                 counts[kind] += 1
         return counts
 
     def explain(self, moment: float) -> str:
         """Return what was, or had just been, broken at that *moment*, in monotonic seconds."""
-        before = [episode.name for episode, began, _ in self.done if began <= moment]
+        before = [name for name, began in self._begun if began <= moment]
         return before[-1] if before else "no fault"
 
     def _run(self) -> None:
@@ -347,7 +369,7 @@ class Saboteur:
             self._failure = error
 
     def _break(self, episode: Episode) -> None:
-        began = time.monotonic()
+        self._begun.append((episode.name, time.monotonic()))
         self.current = episode.name
         try:
             with contextlib.ExitStack() as stack:
@@ -358,4 +380,4 @@ class Saboteur:
             self.troubles.append(f"{episode.name}: {type(error).__name__}: {error}")
             self._lab.heal()
         self.current = ""
-        self.done.append((episode, began, time.monotonic()))
+        self.done.append(episode)

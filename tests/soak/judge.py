@@ -1,4 +1,4 @@
-"""What is right, what is wrong, and what was too late.
+"""What is right and what is wrong.
 
 Every value carries its key and a version, and is whole or not of ours. A key that only one caller
 writes must show the version it was last told is stored, or one whose write was not confirmed.
@@ -6,22 +6,18 @@ writes must show the version it was last told is stored, or one whose write was 
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from soak.punctuality import Processor, Punctuality
 from soak.trace import MARKER
 
-ALLOWANCE_S = 0.05  # beyond the deadline: waking a thread takes the scheduler some time
 # A write that was not confirmed may land later, also after a write that was: no client can prevent
 # that. The proxy lets go of what it holds when a fault ends, and no fault here takes so long.
 LANDS_WITHIN_S = 3.0
 
-_TICK_S = 0.005
-_NOTICEABLE_S = 0.002
-_SETTLED_S = 0.5  # the lag of a moment is known for certain some time later
 _EXAMPLES = 5
 
 Value = dict[str, Any]
@@ -82,74 +78,6 @@ class OwnKey:
                 del self._unconfirmed[other]
 
 
-class Lag:
-    """When, and for how long, threads of this process that wanted to run did not get to.
-
-    One thread calls `tick` again and again, any may ask.
-    """
-
-    def __init__(self) -> None:
-        self._kept: deque[tuple[float, float]] = deque(maxlen=5_000)
-        self.worst_s = 0.0
-
-    def tick(self) -> None:
-        """Sleep for a moment, and see how much longer it became."""
-        due = time.monotonic() + _TICK_S
-        time.sleep(_TICK_S)
-        self.note(due, time.monotonic())
-
-    def note(self, due: float, woke: float) -> None:
-        """Somebody who wanted to run at *due* did at *woke*, in monotonic seconds."""
-        if woke - due > _NOTICEABLE_S:
-            self._kept.append((due, woke))
-            self.worst_s = max(self.worst_s, woke - due)
-
-    def between(self, start: float, end: float) -> float:
-        """Return the seconds of lag in that time."""
-        found = 0.0
-        for due, woke in reversed(tuple(self._kept)):
-            if woke <= start:
-                break
-            found += max(0.0, min(woke, end) - max(due, start))
-        return found
-
-
-class Punctuality:
-    """Holds every call of a process against its deadline. Thread-safe.
-
-    A call is late when it takes longer than the deadline, `ALLOWANCE_S`, and the time after the
-    deadline in which the machine did not let this process run. Processor time of the call itself
-    is no excuse: it may have been what kept others from running.
-    """
-
-    def __init__(self, deadline_s: float, lag: Lag) -> None:
-        self._deadline_s = deadline_s
-        self._lag = lag
-        self._suspects: deque[tuple[float, float, float, str]] = deque()
-        self.late = 0
-        self.latest_s = 0.0  # of a call, without the machine's lag
-        self.examples: list[dict[str, Any]] = []
-
-    def took(self, verb: str, started: float, ended: float, cpu_s: float = 0.0) -> None:
-        """Take note of one call, in monotonic seconds, and of the processor time it used."""
-        if ended - started > self._deadline_s + ALLOWANCE_S:
-            self._suspects.append((started, ended, cpu_s, verb))
-
-    def settle(self, now: float) -> None:
-        """Judge the calls that ended long enough before *now*. One thread at a time."""
-        while self._suspects and self._suspects[0][1] + _SETTLED_S < now:
-            started, ended, cpu_s, verb = self._suspects.popleft()
-            lag_s = max(0.0, self._lag.between(started + self._deadline_s, ended) - cpu_s)
-            own_s = ended - started - lag_s
-            self.latest_s = max(self.latest_s, own_s)
-            if own_s > self._deadline_s + ALLOWANCE_S:
-                self.late += 1
-                if len(self.examples) < _EXAMPLES:
-                    self.examples.append(
-                        {"verb": verb, "ended": ended, "took_s": ended - started, "lag_s": lag_s}
-                    )
-
-
 class Tally:
     """What one caller saw. Written by that caller alone, read by whoever sums up."""
 
@@ -162,6 +90,8 @@ class Tally:
         self._punctuality = punctuality
         self._cpu_s = time.thread_time if own_thread else float
         self._cpu_began_s = 0.0
+        self._processor: Processor | None = None
+        self._queued_s = 0.0  # when the call began
         self.calls = 0
         self.hits = 0  # verified
         self.misses = 0
@@ -170,12 +100,16 @@ class Tally:
         self.wrong = 0
         self.broken = 0  # read-your-writes
         self.slowest_s = 0.0  # with everything, also the machine's lag
+        self.broken_off = 0  # calls, by a timer or a cancellation
         self.exceptions: Counter[str] = Counter()
         self.examples: list[str] = []
         self.in_call_since = 0.0  # monotonic seconds; 0.0: not in a call
 
     def begin(self) -> float:
-        """A call begins now. Returns monotonic seconds."""
+        """A call begins now, on this thread. Returns monotonic seconds."""
+        if self._processor is None:
+            self._processor = Processor()
+        self._queued_s = self._processor.queued_s()
         self._cpu_began_s = self._cpu_s()
         self.in_call_since = started = time.monotonic()
         return started
@@ -186,7 +120,16 @@ class Tally:
         self.in_call_since = 0.0
         self.calls += 1
         self.slowest_s = max(self.slowest_s, ended - started)
-        self._punctuality.took(verb, started, ended, self._cpu_s() - self._cpu_began_s)
+        if self._punctuality.is_suspect(ended - started) and self._processor is not None:
+            cpu_s = self._cpu_s() - self._cpu_began_s
+            queued_s = self._processor.queued_s() - self._queued_s
+            self._punctuality.took(verb, started, ended, cpu_s, queued_s)
+
+    def close(self) -> None:
+        """There will be no further calls."""
+        if self._processor is not None:
+            self._processor.close()
+        self._processor = None
 
     def raised(self, error: Exception) -> None:
         """An exception reached the caller."""
@@ -232,7 +175,16 @@ def total(tallies: Iterable[Tally], now: float) -> dict[str, Any]:
     for tally in tallies:
         exceptions.update(dict(tally.exceptions))
     going = [now - since for tally in tallies if (since := tally.in_call_since)]
-    counted = ("calls", "hits", "misses", "confirmed", "unconfirmed", "wrong", "broken")
+    counted = (
+        "calls",
+        "hits",
+        "misses",
+        "confirmed",
+        "unconfirmed",
+        "wrong",
+        "broken",
+        "broken_off",
+    )
     return {
         **{name: sum(getattr(tally, name) for tally in tallies) for name in counted},
         "slowest_s": max([tally.slowest_s for tally in tallies] + going, default=0.0),
@@ -259,25 +211,3 @@ def add(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         else:
             summed[name] = a + b
     return summed
-
-
-class Ticker:
-    """The thread that measures the machine's lag, and settles who was late."""
-
-    def __init__(self, lag: Lag, punctuality: Punctuality) -> None:
-        self._lag = lag
-        self._punctuality = punctuality
-        self._over = False
-        self._thread = threading.Thread(target=self._run, name="soak-ticker", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End it; every call that ended is judged then."""
-        self._over = True
-        self._thread.join()
-        self._punctuality.settle(float("inf"))
-
-    def _run(self) -> None:
-        while not self._over:
-            self._lag.tick()
-            self._punctuality.settle(time.monotonic())

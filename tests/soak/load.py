@@ -99,6 +99,8 @@ def drive(
             time.sleep(think_s)
     except StopIteration:
         pass
+    finally:
+        tally.close()
 
 
 async def drive_async(
@@ -119,3 +121,5 @@ async def drive_async(
             await asyncio.sleep(think_s)
     except StopIteration:
         pass
+    finally:
+        tally.close()

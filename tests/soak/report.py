@@ -103,6 +103,7 @@ def text(run: Run, verdict: Iterable[Promise]) -> str:
         f"{total['calls']:,} calls, {total['hits']:,} verified hits, {total['misses']:,} misses,"
         f" {total['confirmed']:,} writes confirmed, {total['unconfirmed']:,} not"
     )
+    broken_off = f"{total['broken_off']:,} calls broken off, {total.get('forks', 0)} forks"
     times = (
         f"slowest call {total['slowest_s']:.3f} s, without the machine's lag {_own(total)};"
         f" longest lag {total['machine_lag_s']:.3f} s"
@@ -113,6 +114,7 @@ def text(run: Run, verdict: Iterable[Promise]) -> str:
         "",
         figures,
         f"{sum(run['faults'].values())} faults in {run['episodes']} episodes: {kinds}",
+        broken_off,
         times,
         "",
     ]

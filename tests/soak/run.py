@@ -19,6 +19,7 @@ from soak.report import Run
 _LOOK_EVERY_S = 0.5
 _BACK_WITHIN_S = 2.0  # after the last fault everything works again
 _ANSWER_WITHIN_S = 10.0
+_CARRIED_OUT_WITHIN_S = 3.0
 _CHECKED_WITHIN_S = 30.0
 _GONE_WITHIN_S = 3.0
 
@@ -63,6 +64,7 @@ def run(plan: Plan, show: Callable[[Progress], None], every_s: float) -> Run:
     with Lab(password) as lab, Crew() as crew:
         crew.hire(plan.python, _options(plan, lab, password))
         clients = crew.replicas
+        lab.tell = lambda order: crew.order(order, _CARRIED_OUT_WITHIN_S)
         crew.all("go", _ANSWER_WITHIN_S)
         began = time.monotonic()
         tenth: dict[str, int] = {}
@@ -87,8 +89,11 @@ def run(plan: Plan, show: Callable[[Progress], None], every_s: float) -> Run:
         at_rest = lab.clients()
         ends = crew.all("close", _ANSWER_WITHIN_S)
         at_end = _when_gone(lab)
+        died = [replica.died for replica in clients]
         ready = crew.all("ready", 0.0, told=False)
-    found = [_replica(*each, tenth) for each in zip(clients, ready, checks, ends, strict=True)]
+    found = [
+        _replica(*each, tenth) for each in zip(clients, died, ready, checks, ends, strict=True)
+    ]
     return {
         "about": _about(plan, lab),
         "seconds": seconds,
@@ -99,8 +104,8 @@ def run(plan: Plan, show: Callable[[Progress], None], every_s: float) -> Run:
         "clients_at_end": at_end,
         "troubles": saboteur.troubles,
         "late": [
-            f"{late['verb']} took {late['took_s']:.3f} s, {late['lag_s']:.3f} s of it lag,"
-            f" during or after: {saboteur.explain(late['ended'])}"
+            f"{replica['name']}: {late['verb']} took {late['took_s']:.3f} s, of which the machine"
+            f" {late['lag_s']:.3f} s, during or after: {saboteur.explain(late['ended'])}"
             for replica in found
             for late in replica["late"]
         ],
@@ -137,6 +142,7 @@ def _when_gone(lab: Lab) -> int:
 
 def _replica(
     replica: Replica,
+    died: bool,
     ready: dict[str, Any] | None,
     check: dict[str, Any] | None,
     end: dict[str, Any] | None,
@@ -151,7 +157,7 @@ def _replica(
         "late": latest["total"]["late_examples"],
         "growth_bytes": rss - tenth.get(replica.options["name"], rss),
         "right": check["right"] if check else 0,
-        "died": end is None and replica.died,
+        "died": died,
         "before": ready["resources"] if ready else {},
         "after": end["resources"] if end else {},
     }

@@ -2,34 +2,29 @@
 
     python -m soak.worker '{"contender": "jmcache", "host": ..., ...}'
 
-It reads one command a line from stdin (go, rest, check, close) and ends when stdin does; it writes
-JSON lines: "progress" each second, and one with the command's name when that is done.
+It reads one command a line from stdin (go, interrupt, fork, rest, check, close) and ends when
+stdin does; it writes JSON lines: "progress" each second, and one with the command's name when that
+is done.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import gc
 import json
 import logging
 import os
-import random
 import sys
 import threading
 import time
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from soak.callers import Tasks, Threads
 from soak.contenders import CONTENDERS, DEADLINE_S
-from soak.judge import Lag, Punctuality, Tally, Ticker, total
-from soak.load import THINK_S, callers_script, checking_script, drive, drive_async
-from soak.trace import MARKER, replay
+from soak.punctuality import Lag, Punctuality, Ticker
+from soak.trace import MARKER
 
 _PROGRESS_S = 1.0
-_REST_WITHIN_S = 3.0  # the last calls have come back by then, or never will
 _QUIET_WITHIN_S = 3.0  # threads and sockets of a closed cache are gone by then
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _FDS = Path("/proc/self/fd" if Path("/proc/self/fd").exists() else "/dev/fd")
@@ -86,148 +81,6 @@ def _rss_bytes() -> int:
     return int(statm.read_text().split()[1]) * _PAGE_BYTES if statm.exists() else 0
 
 
-class Callers:
-    """The threads or tasks that use the cache. Methods for the main thread only."""
-
-    own_thread = True  # has each caller one?
-
-    def __init__(self, options: dict[str, Any], punctuality: Punctuality) -> None:
-        self._options = options
-        self._punctuality = punctuality
-        self._going = False
-        self._think_s = options.get("think_s", THINK_S)
-        self.tallies: list[Tally] = []
-        self.cache: Any = None
-
-    def prepare(self) -> None:
-        """Make the cache, and use it once."""
-        raise NotImplementedError
-
-    def start(self) -> None:
-        """Let all callers begin."""
-        raise NotImplementedError
-
-    def rest(self) -> None:
-        """Let all callers end after the call they are in; return when they have, or should have."""
-        self._going = False
-        over = time.monotonic() + _REST_WITHIN_S
-        while time.monotonic() < over and self._running():
-            time.sleep(0.01)
-
-    def check(self) -> int:
-        """Make some round trips, and return how many were right."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Close the cache."""
-        raise NotImplementedError
-
-    def _running(self) -> bool:
-        raise NotImplementedError
-
-    def _make(self) -> None:
-        make = CONTENDERS[self._options["contender"]]
-        self.cache = make(*(self._options[name] for name in ("host", "port", "password")))
-
-    def _jobs(self) -> list[tuple[Any, Tally]]:
-        look_ups = replay()
-        jobs = []
-        for number in range(self._options["callers"]):
-            caller = f"{self._options['name']}.{number}"
-            seed = zlib.crc32(f"{self._options['seed']} {caller}".encode())
-            tally = self._tally()
-            jobs.append((callers_script(caller, look_ups, tally, random.Random(seed)), tally))
-        return jobs
-
-    def _tally(self) -> Tally:
-        tally = Tally(self._punctuality, own_thread=self.own_thread)
-        self.tallies.append(tally)
-        return tally
-
-    def _checking(self, right: list[str]) -> tuple[Any, Any, Tally, Callable[[], bool], float]:
-        script = checking_script(self._options["name"], right)
-        return script, self.cache, self._tally(), lambda: True, 0.0
-
-
-class Threads(Callers):
-    """Callers that are threads."""
-
-    def prepare(self) -> None:
-        self._make()
-        self.cache.get(f"first-{MARKER}")
-
-    def start(self) -> None:
-        self._going = True
-        self._threads = [
-            threading.Thread(
-                target=drive,
-                args=(script, self.cache, tally, lambda: self._going, self._think_s),
-                name="soak-caller",
-                daemon=True,
-            )
-            for script, tally in self._jobs()
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def check(self) -> int:
-        right: list[str] = []
-        drive(*self._checking(right))
-        return len(right)
-
-    def close(self) -> None:
-        self.cache.close()
-
-    def _running(self) -> bool:
-        return any(thread.is_alive() for thread in self._threads)
-
-
-class Tasks(Callers):
-    """Callers that are tasks of one event loop, in a thread of its own."""
-
-    own_thread = False
-
-    def __init__(self, options: dict[str, Any], punctuality: Punctuality) -> None:
-        super().__init__(options, punctuality)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="soak-loop", daemon=True).start()
-        self._do(asyncio.sleep(0))  # it runs, and has opened what it needs
-
-    def prepare(self) -> None:
-        self._do(self._prepare())
-
-    async def _prepare(self) -> None:
-        self._make()
-        await self.cache.get(f"first-{MARKER}")
-
-    def start(self) -> None:
-        self._going = True
-        self._futures = [
-            asyncio.run_coroutine_threadsafe(
-                drive_async(script, self.cache, tally, lambda: self._going, self._think_s),
-                self._loop,
-            )
-            for script, tally in self._jobs()
-        ]
-
-    def check(self) -> int:
-        right: list[str] = []
-        self._do(drive_async(*self._checking(right)))
-        return len(right)
-
-    def close(self) -> None:
-        self._do(self.cache.close())
-
-    def _running(self) -> bool:
-        return not all(future.done() for future in self._futures)
-
-    def _do(self, coroutine: Any) -> Any:
-        future: concurrent.futures.Future[Any] = asyncio.run_coroutine_threadsafe(
-            coroutine, self._loop
-        )
-        return future.result()
-
-
 class Worker:
     """Carries out commands, and tells how it goes."""
 
@@ -254,6 +107,14 @@ class Worker:
 
     def _go(self) -> dict[str, Any]:
         self._callers.start()
+        return {}
+
+    def _interrupt(self) -> dict[str, Any]:
+        self._callers.interrupt()
+        return {}
+
+    def _fork(self) -> dict[str, Any]:
+        self._callers.fork()
         return {}
 
     def _rest(self) -> dict[str, Any]:
@@ -286,7 +147,7 @@ class Worker:
         cache = self._callers.cache
         return {
             "total": {
-                **total(self._callers.tallies, time.monotonic()),
+                **self._callers.total(),
                 "late": self._punctuality.late,
                 "latest_s": self._punctuality.latest_s,
                 "late_examples": self._punctuality.examples,
