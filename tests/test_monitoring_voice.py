@@ -10,11 +10,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from stopwatch import Stopwatch
 
+from jmcache import CacheSettings, RedisCacheFactory
 from jmcache.monitoring import _voice
 from jmcache.monitoring._voice import say
 
 LOG = logging.getLogger("jmcache.test")
+SHIPPED_WAIT_S = _voice.WAIT_S  # before conftest makes it longer
 
 
 @pytest.fixture
@@ -62,6 +65,26 @@ def test_a_handler_that_hangs_does_not_hold_up_the_caller_for_long(
     took_s = time.monotonic() - began
     go.set()
     assert 0.1 <= took_s < 5.0
+
+
+def test_a_handler_that_hangs_leaves_a_call_its_deadline(
+    handler: logging.Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that opens the breaker logs it, and is late already."""
+    monkeypatch.setattr(_voice, "WAIT_S", SHIPPED_WAIT_S)
+    go = threading.Event()
+    handler.emit = lambda record: go.wait(30)  # type: ignore[method-assign,return-value]
+    logging.getLogger("jmcache").addHandler(handler)
+    settings = CacheSettings(host="127.0.0.1", port=1, failure_threshold=1, max_retries=0)
+    try:
+        with Stopwatch() as watch, RedisCacheFactory.create_cache(settings) as cache:
+            with watch.call(0.0):
+                assert cache.get("k") is None
+            assert cache.health().breaker == "open"
+            assert watch.late() == []
+    finally:
+        go.set()
+        logging.getLogger("jmcache").removeHandler(handler)
 
 
 def test_a_filter_sees_the_callers_context(handler: logging.Handler) -> None:
