@@ -35,7 +35,7 @@ class Callers:
         self._look_ups = replay()
         self._scripts = 0
         self._tallies: list[Tally] = []
-        self._children: dict[str, Any] = {}  # what forked ones saw
+        self._past: dict[str, Any] = {}  # what those saw who are no more
         self.cache: Any = None
 
     def prepare(self) -> None:
@@ -73,8 +73,7 @@ class Callers:
 
     def total(self) -> dict[str, Any]:
         """Return what all of them saw."""
-        seen = total(self._tallies, time.monotonic())
-        return add(seen, self._children) if self._children else seen
+        return add(total(self._tallies, time.monotonic()), self._past)
 
     def _make(self) -> None:
         make = CONTENDERS[self._options["contender"]]
@@ -92,6 +91,13 @@ class Callers:
         caller = f"{self._options['name']}.{self._scripts}"  # nobody's ever before
         rand = random.Random(zlib.crc32(f"{self._options['seed']} {caller}".encode()))
         return lambda tally: callers_script(caller, self._look_ups, tally, rand)
+
+    def _forget(self, jobs: list[tuple[Script, Tally]]) -> None:
+        """Keep of jobs that are done what they saw: a night has thousands of them."""
+        done = [tally for _, tally in jobs]
+        past = add(self._past, total(done, 0.0))
+        self._tallies = [tally for tally in self._tallies if tally not in done]
+        self._past = past
 
     def _tally(self) -> Tally:
         tally = Tally(self._punctuality, own_thread=self.own_thread)
@@ -125,10 +131,12 @@ class Threads(Callers):
             thread.start()
 
     def interrupt(self) -> None:
-        drive_interrupted(*self._job(), self.cache, _INTERRUPTED_S)
+        job = self._job()
+        drive_interrupted(*job, self.cache, _INTERRUPTED_S)
+        self._forget([job])
 
     def fork(self) -> None:
-        self._children = add(self._children, used_by_a_child(self._new_script(), self.cache))
+        self._past = add(self._past, used_by_a_child(self._new_script(), self.cache))
 
     def check(self) -> int:
         right: list[str] = []
@@ -171,7 +179,9 @@ class Tasks(Callers):
         ]
 
     def interrupt(self) -> None:
-        self._do(drive_cancelled(self._jobs(), self.cache, _INTERRUPTED_S))
+        jobs = self._jobs()
+        self._do(drive_cancelled(jobs, self.cache, _INTERRUPTED_S))
+        self._forget(jobs)
 
     def check(self) -> int:
         right: list[str] = []
