@@ -295,6 +295,7 @@ def test_a_certificate_is_as_wrong_as_it_was_ordered(tmp_path, issue, why):
     made = Certificates(tmp_path)
     certificate = made.issue(*issue.pop("hosts", ()), **issue)
     context = ssl.create_default_context(cafile=made.authority)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # as by default from Python 3.13 on
     with PrivateServer(tls=certificate) as server:
         assert "tls_ca_certs" not in server.url
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:

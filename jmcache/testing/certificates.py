@@ -34,7 +34,9 @@ class Certificates:
         """
         self._directory = Path(directory).resolve()
         self._issued = 0
-        self._authority = self._make("authority", "-x509", "-days", "2", subject="jmcache test CA")
+        # Python 3.13 insists on the usage here, and on the key identifier below.
+        root = ("-x509", "-days", "2", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        self._authority = self._make("authority", *root, subject="jmcache test CA")
 
     @property
     def authority(self) -> Path:
@@ -56,7 +58,7 @@ class Certificates:
             f"{'IP' if host.replace('.', '').isdigit() else 'DNS'}:{host}"
             for host in hosts or _LOCAL
         )
-        extensions.write_text(f"subjectAltName={names}\n")
+        extensions.write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
         _openssl(
             "x509", "-req", "-in", made.certificate, "-out", made.certificate,
             "-CA", self._authority.certificate, "-CAkey", self._authority.key, "-CAcreateserial",
