@@ -148,7 +148,7 @@ class CacheSettings:
     max_backoff_ms: int = 30_000
     failure_threshold: int = 5
     reset_timeout: float = 30.0
-    failure_rate_threshold: float | None = 0.5
+    failure_rate_threshold: float | None = 0.75
     slow_call_threshold: float | None = None
     slow_call_rate_threshold: float = 0.5
     rate_window: float = 10.0
