@@ -355,9 +355,8 @@ class Cache:
     def close(self) -> None:
         """Let go of everything; later operations end at once as unavailable. Idempotent."""
         self._closed = True
-        on_close, self._on_close = self._on_close, None
-        if on_close is not None:
-            on_close()
+        if self._on_close is not None:
+            self._on_close()
         self._monitor.close()
 
     def __enter__(self) -> Self:
@@ -500,7 +499,7 @@ class RedisCache(Cache):
         Args:
             breaker: Guards every question to Redis.
             write_breaker: Guards writes besides: open while Redis answers, but takes none.
-            on_close: Called once, when the cache is closed.
+            on_close: Called when the cache is closed, each time it is.
         """
         super().__init__(
             connection,
@@ -614,7 +613,7 @@ class LocalCache(Cache):
             clock: Seconds, never going back; decides what has expired.
             settings: Taken instead of *max_entries* and *ttl*, for namespace and limits too.
             store: Shared with other caches of this process; None: one of its own.
-            on_close: Called once, when the cache is closed.
+            on_close: Called when the cache is closed, each time it is.
         """
         if settings is None:
             settings = CacheSettings(memory=True, max_entries=max_entries, ttl=ttl, ttl_jitter=0.0)

@@ -66,7 +66,7 @@ class _Backend:
             lambda: self.breaker.state != "closed" or self.connection.impaired,
             interval=settings.health_check_interval,
         )
-        self.users = 0  # guarded by the factory's lock
+        self.users: set[object] = set()  # guarded by the factory's lock
         self._operation_timeout_s = settings.operation_timeout
         self._probe_timeout_s = min(settings.connection_timeout, _PROBE_S)
         self.breaker.on_change(self.outage.on_change)
@@ -118,7 +118,7 @@ class _LocalBackend:
 
     def __init__(self, settings: CacheSettings) -> None:
         self.store = LocalStore(settings.max_entries)
-        self.users = 0  # guarded by the factory's lock
+        self.users: set[object] = set()  # guarded by the factory's lock
 
     def warm_up(self) -> None:
         """Nothing is far away."""
@@ -136,7 +136,7 @@ class RedisCacheFactory:
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _default: ClassVar[CacheSettings | None] = None  # guarded by _lock
-    _kept: ClassVar[_Backend | _LocalBackend | None] = None  # the default's; guarded by _lock
+    _kept: ClassVar[Callable[[], None] | None] = None  # the default's release; guarded by _lock
     _backends: ClassVar[dict[Hashable, _Backend | _LocalBackend]] = {}  # guarded by _lock
 
     @classmethod
@@ -159,9 +159,11 @@ class RedisCacheFactory:
             if cls._default == chosen:
                 return chosen
             cls._default = chosen
-            previous, cls._kept = cls._kept, cls._acquire(chosen)
+            user = object()
+            release = partial(cls._release, cls._acquire(chosen, user), user)
+            previous, cls._kept = cls._kept, release
         if previous is not None:
-            cls._release(previous)
+            previous()
         return chosen
 
     @classmethod
@@ -198,45 +200,50 @@ class RedisCacheFactory:
             base = cls._default if settings is None else settings
         chosen = _coerce(base, given)
         monitor = Monitor(chosen.namespace, metrics)
-        release: Callable[[], None]
-        backend: _Backend | _LocalBackend
-        if connection is not None:
-            backend = _Backend(chosen, connection)
-            release = backend.close
-        else:
-            with cls._lock:
-                backend = cls._acquire(chosen)
-            release = partial(cls._release, backend)
-        if isinstance(backend, _LocalBackend):
-            return LocalCache(
-                settings=chosen,
-                store=backend.store,
+        user = object()
+        try:
+            release: Callable[[], None]
+            backend: _Backend | _LocalBackend
+            if connection is not None:
+                backend = _Backend(chosen, connection)
+                release = backend.close
+            else:
+                with cls._lock:
+                    backend = cls._acquire(chosen, user)
+                release = partial(cls._release, backend, user)
+            if isinstance(backend, _LocalBackend):
+                return LocalCache(
+                    settings=chosen,
+                    store=backend.store,
+                    monitor=monitor,
+                    serializer=serializer,
+                    validate=validate,
+                    on_close=release,
+                )
+            if metrics:
+                backend.breaker.on_change(_while_alive(monitor))
+            return RedisCache(
+                backend.connection,
+                chosen,
+                retry=Retry(
+                    max_retries=chosen.max_retries,
+                    initial_backoff_ms=chosen.initial_backoff_ms,
+                    max_backoff_ms=chosen.max_backoff_ms,
+                    on_retry=monitor.note_retry,
+                ),
+                breaker=backend.breaker,
+                write_breaker=backend.write_breaker,
+                health=backend.health,
+                outage=backend.outage,
+                write_outage=backend.write_outage,
                 monitor=monitor,
                 serializer=serializer,
                 validate=validate,
                 on_close=release,
             )
-        if metrics:
-            backend.breaker.on_change(_while_alive(monitor.on_change))
-        return RedisCache(
-            backend.connection,
-            chosen,
-            retry=Retry(
-                max_retries=chosen.max_retries,
-                initial_backoff_ms=chosen.initial_backoff_ms,
-                max_backoff_ms=chosen.max_backoff_ms,
-                on_retry=monitor.note_retry,
-            ),
-            breaker=backend.breaker,
-            write_breaker=backend.write_breaker,
-            health=backend.health,
-            outage=backend.outage,
-            write_outage=backend.write_outage,
-            monitor=monitor,
-            serializer=serializer,
-            validate=validate,
-            on_close=release,
-        )
+        except BaseException:
+            cls._disown(user)  # nobody closes what nobody was handed
+            raise
 
     @classmethod
     @without_frames
@@ -269,23 +276,30 @@ class RedisCacheFactory:
             backend.close()
 
     @classmethod
-    def _acquire(cls, settings: CacheSettings) -> _Backend | _LocalBackend:
+    def _acquire(cls, settings: CacheSettings, user: object) -> _Backend | _LocalBackend:
         identity = settings.connection_identity()
         backend = cls._backends.get(identity)
         if backend is None:
             backend = _LocalBackend(settings) if settings.memory else _Backend(settings)
             cls._backends[identity] = backend
-        backend.users += 1
+        backend.users.add(user)
         return backend
 
     @classmethod
-    def _release(cls, backend: _Backend | _LocalBackend) -> None:
+    def _release(cls, backend: _Backend | _LocalBackend, user: object) -> None:
+        # May be repeated: who is interrupted in it closes again.
         with cls._lock:
-            backend.users -= 1
-            if backend.users > 0:
+            backend.users.discard(user)
+            if backend.users:
                 return
             cls._forget(backend)
         backend.close()
+
+    @classmethod
+    def _disown(cls, user: object) -> None:
+        for backend in tuple(cls._backends.values()):
+            if user in backend.users:
+                cls._release(backend, user)
 
     @classmethod
     def _forget(cls, backend: _Backend | _LocalBackend) -> None:
@@ -299,14 +313,14 @@ class RedisCacheFactory:
         cls._lock = threading.Lock()
 
 
-def _while_alive(listener: Callable[[Transition], None]) -> Callable[[Transition], None]:
+def _while_alive(monitor: Monitor) -> Callable[[Transition], None]:
     # The breaker outlives the caches on it; it must not keep what they counted.
-    reference = weakref.WeakMethod(listener)
+    reference = weakref.ref(monitor)
 
     def tell(transition: Transition) -> None:
-        method = reference()
-        if method is not None:
-            method(transition)
+        alive = reference()
+        if alive is not None:
+            alive.on_change(transition)
 
     return tell
 

@@ -36,11 +36,13 @@ class Interrupter:
     """Interrupts what runs in the ``with`` block, in the main thread, at its n-th point.
 
     Code of the file that makes it is not counted; everything called from it is, the standard
-    library too. Afterwards *done* tells whether there was an n-th point.
+    library too, unless *only* is part of the path that a file must have. Afterwards *done* tells
+    whether there was an n-th point.
     """
 
-    def __init__(self, point: int) -> None:
+    def __init__(self, point: int, only: str = "") -> None:
         self._left = point
+        self._only = only
         self._exempt = {__file__, sys._getframe(1).f_code.co_filename}
         self._armed = False
         self._before: Any = None
@@ -69,7 +71,8 @@ class Interrupter:
             raise Interrupt
 
     def _begin(self, frame: FrameType, _event: str, _argument: object) -> Any:
-        if self.done or frame.f_code.co_filename in self._exempt:
+        path = frame.f_code.co_filename
+        if self.done or path in self._exempt or self._only not in path:
             return None
         if self._is_it(frame):
             raise Interrupt

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -236,14 +237,74 @@ def test_an_interrupt_of_any_way_to_connect_leaves_no_descriptor(name: str, benc
     interrupt_everywhere(bench, *STEPS[name])
 
 
-def interrupt_everywhere(bench: Bench, before: Step, step: Step, operations: int) -> None:
+class Lifetime(Bench):
+    """Caches that come and go; each is the only one on its Redis."""
+
+    def __init__(self, server: PrivateServer, reached: CacheSettings) -> None:
+        super().__init__(server, reached)
+        self.other = dataclasses.replace(self.settings, db=1)
+        self.caches: list[RedisCache] = []
+
+    def open(self) -> None:
+        made = RedisCacheFactory.create_cache(self.other, metrics=[Sink()])
+        assert isinstance(made, RedisCache)
+        self.caches.append(made)
+
+    def open_and_use(self) -> None:
+        self.open()
+        self.caches[-1].get("k")
+
+    def heal(self) -> None:
+        """Use what there is, close it, and see nothing of it left."""
+        super().heal()
+        if not self.caches:
+            self.open()
+        cache = self.caches.pop()
+        if not cache._closed:
+            assert cache.set("k", 1)
+            assert cache.get("k") == 1
+        cache.close()
+        backends = list(RedisCacheFactory._backends.values())
+        assert backends == [RedisCacheFactory._backends[self.settings.connection_identity()]]
+        assert not RedisCacheFactory._lock.locked()
+        until = time.monotonic() + 5.0
+        while any(t.name.startswith("jmcache-health") for t in threading.enumerate()):
+            assert time.monotonic() < until, "a health thread is left"
+            time.sleep(0.001)
+
+
+LIFE: dict[str, tuple[Step, Step, int]] = {
+    "making": (nothing, Lifetime.open, 0),
+    "the first call": (Lifetime.open, lambda b: b.caches[-1].get("k"), 0),
+    "closing": (Lifetime.open_and_use, lambda b: b.caches[-1].close(), 0),
+}
+
+
+@pytest.mark.fault_row(42)
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize(("before", "step", "operations"), LIFE.values(), ids=LIFE)
+def test_an_interrupt_at_any_point_of_a_caches_life_leaves_nothing_behind(
+    before: Step, step: Step, operations: int, redis_server: PrivateServer
+) -> None:
+    """Tasks make their cache when they first need it, within their time limit."""
+    RedisCacheFactory.shutdown()
+    bench = Lifetime(redis_server, CacheSettings.from_url(redis_server.url))
+    try:
+        interrupt_everywhere(bench, before, step, operations, only="jmcache")
+    finally:
+        RedisCacheFactory.shutdown()
+
+
+def interrupt_everywhere(
+    bench: Bench, before: Step, step: Step, operations: int, only: str = ""
+) -> None:
     """Take *step* again and again, interrupted at its first point, its second one, and so on."""
     kept = []  # as an error tracker keeps exceptions, with their tracebacks and all frames
     point = 0
     while True:
         before(bench)
         counted = bench.counted().total()
-        with Interrupter(point) as interrupter:
+        with Interrupter(point, only) as interrupter:
             try:
                 step(bench)
                 time.sleep(0)  # a last chance for the handler to run

@@ -7,7 +7,6 @@ import socket
 import ssl
 from typing import Any
 
-from jmcache.connection._credentials import Credentials, Pair
 from jmcache.connection._replies import Replies, Reply
 from jmcache.connection._resolver import Resolver
 from jmcache.connection._socket import DeadlineSocket
@@ -32,12 +31,14 @@ class Connection:
         self,
         *,
         db: int,
-        credentials: Credentials,
+        username: str | None,
+        password: str | None,
         open_within_s: float,
         **_of_redis_py: Any,  # its pool has some arguments of its own for each connection
     ) -> None:
         self._db = db
-        self._credentials = credentials
+        self._username = username
+        self._password = password
         self._open_within_s = open_within_s
         self._process = os.getpid()
         self.ticket: object = None  # the pool's
@@ -109,9 +110,8 @@ class Connection:
         self._dial(deadline)
         self._sock.begin(deadline)
         self._replies.begin(_GREETING_ROOM)
-        pair = self._credentials.get(deadline)
         try:
-            commands = self._send_greeting(pair)
+            commands = self._send_greeting()
         except OSError as error:
             if not is_foreign(error):
                 self._hear_why()
@@ -119,8 +119,6 @@ class Connection:
         for command in commands:
             reply = self._replies.read(OK)
             if isinstance(reply, Exception):
-                if command == "AUTH":
-                    self._credentials.refused(pair)
                 judge_greeting(command, reply, self._db)
 
     def _hear_why(self) -> None:
@@ -136,9 +134,9 @@ class Connection:
         """Connect the socket."""
         raise NotImplementedError
 
-    def _send_greeting(self, pair: Pair) -> list[str]:
+    def _send_greeting(self) -> list[str]:
         # Apart from the reading, so that no frame of a failed log-in holds the password.
-        commands = greeting(self._db, *pair)
+        commands = greeting(self._db, self._username, self._password)
         self._sock.sendall(b"".join(commands.values()))
         return list(commands)
 
@@ -151,6 +149,7 @@ class TcpConnection(Connection):
     ) -> None:
         super().__init__(**options)
         self._name = f"{host}:{port}"
+        self._host = host
         self._resolver = resolver
         self._tls = tls
 
@@ -158,14 +157,14 @@ class TcpConnection(Connection):
         return f"<{'TLS' if self._tls else 'TCP'} connection to {self._name}>"
 
     def _dial(self, deadline: Deadline) -> None:
-        addresses = self._resolver.get(deadline)
+        addresses = self._resolver.addresses(deadline)
         for left in range(len(addresses), 0, -1):
             share_s = max(deadline.remaining() / left, _SHORTEST_SHARE_S)
-            family, place, host = addresses[-left]
+            family, address = addresses[-left]
             try:
-                self._sock.connect(family, place, Deadline(share_s))
+                self._sock.connect(family, address, Deadline(share_s))
                 if self._tls is not None:
-                    self._secure(self._tls, host)
+                    self._secure(self._tls)
             except (OSError, RedisTimeoutError) as error:
                 if left == 1 or is_foreign(error):
                     raise
@@ -173,9 +172,9 @@ class TcpConnection(Connection):
             else:
                 return
 
-    def _secure(self, tls: Tls, host: str) -> None:
+    def _secure(self, tls: Tls) -> None:
         try:
-            self._sock.secure(tls.context(), host)
+            self._sock.secure(tls.context(), self._host)
         except ssl.SSLError:
             tls.forget()
             raise

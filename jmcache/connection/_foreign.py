@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from typing import Any
 
 import redis
@@ -12,7 +11,6 @@ from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from jmcache.connection._connection import greeting, judge_greeting
-from jmcache.connection._credentials import Credentials
 from jmcache.connection._replies import Reply
 from jmcache.connection._wire import NUMBER, OK, VALUE, values
 from jmcache.deadline import Deadline
@@ -42,7 +40,7 @@ def made_ours(connection_class: type) -> type:
     return type(connection_class.__name__, (Foreign, connection_class), {})
 
 
-def options(settings: CacheSettings, credentials: Credentials) -> dict[str, Any]:
+def options(settings: CacheSettings) -> dict[str, Any]:
     """Return what keeps such a class from waiting, retrying and introducing itself on its own."""
     # redis-py looks its own version up on disk for each connection (380 us) unless told not to.
     known = inspect.signature(AbstractConnection.__init__).parameters
@@ -52,21 +50,17 @@ def options(settings: CacheSettings, credentials: Credentials) -> dict[str, Any]
         "socket_timeout": settings.operation_timeout,
         "socket_connect_timeout": settings.connection_timeout,
         "retry": Retry(NoBackoff(), 0),  # ours is the one place that retries
-        "db": settings.db,
-        "redis_connect_func": partial(_greet, credentials, settings.connection_timeout),
+        "redis_connect_func": _greet,
     }
 
 
-def _greet(credentials: Credentials, seconds: float, connection: Any) -> None:
+def _greet(connection: Any) -> None:
     connection._parser.on_connect(connection)  # noqa: SLF001 - there is no other way to it
-    pair = credentials.get(Deadline(seconds))
-    for command, packed in greeting(connection.db, *pair).items():
+    for command, packed in greeting(
+        connection.db, connection.username, connection.password
+    ).items():
         connection.send_packed_command([packed], check_health=False)
-        try:
-            reply = _read(connection, OK)
-        except redis.AuthenticationError:
-            credentials.refused(pair)
-            raise
+        reply = _read(connection, OK)
         if isinstance(reply, Exception):
             judge_greeting(command, reply, connection.db)
 

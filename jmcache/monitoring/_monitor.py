@@ -63,7 +63,8 @@ class Monitor:
         self._delivery = Delivery(sinks, clock) if sinks else None
         if self._delivery is not None:
             # Ends the thread of a cache that nobody closed and nobody has any more.
-            weakref.finalize(self, self._delivery.end).atexit = False
+            self._finalizer = weakref.finalize(self, self._delivery.end)
+            self._finalizer.atexit = False
         renew_in_child(self._begin)
 
     def _begin(self) -> None:
@@ -262,6 +263,7 @@ class Monitor:
         """
         if self._delivery is not None:
             self._delivery.close()
+            self._finalizer.detach()
 
 
 class _Cell:
