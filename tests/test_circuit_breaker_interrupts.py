@@ -25,6 +25,7 @@ from breaker_kit import (
     SoftTimeLimitExceeded,
     by_hand,
     end_in,
+    nothing,
     opens,
     time_is_over,
     trip_somehow,
@@ -86,7 +87,7 @@ class Ambush:
 
 @pytest.mark.parametrize("how", ["success", "failure", "foreign"])
 @pytest.mark.parametrize("verb", ["call", "probe", "by_hand"])
-@pytest.mark.parametrize("before", [two_failures, opens, time_is_over])
+@pytest.mark.parametrize("before", [nothing, two_failures, opens, time_is_over])
 def test_exception_at_any_place_leaves_no_lock_permit_or_silence(before, verb, how):
     """Promise 6: Celery's soft time limit arrives wherever it likes."""
     # In a thread of its own: an exception that lands between an except clause and its end stays

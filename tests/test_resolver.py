@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from scripted_server import ScriptedServer, answering
 
-from jmcache.connection import RedisConnectionManager, _resolver
-from jmcache.connection._resolver import Resolver
+from jmcache.connection import RedisConnectionManager, _look_up
+from jmcache.connection._resolver import Found, Resolver
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisConnectionError, RedisTimeoutError
 from jmcache.settings import CacheSettings
@@ -66,8 +66,8 @@ def soon() -> Deadline:
     return Deadline(5.0)
 
 
-def hosts(found: _resolver.Found) -> list[str]:
-    return [address[0] for _, address in found]
+def hosts(found: Found) -> list[str]:
+    return [address.place[0] for address in found]
 
 
 @pytest.mark.parametrize(
@@ -76,28 +76,28 @@ def hosts(found: _resolver.Found) -> list[str]:
 )
 def test_an_address_is_not_looked_up(host: str, family: int, names: Names) -> None:
     """A thread for each connection, for nothing."""
-    assert Resolver(host, 6379).addresses(soon()) == [(family, (host, 6379))]
+    assert Resolver(host, 6379).get(soon()) == [(family, (host, 6379), host)]
     assert names.count == 0
 
 
 def test_a_name_has_all_its_addresses_in_their_order(resolver: Resolver, names: Names) -> None:
     """With one alone, a dead server behind the name would be an outage."""
     names.answers = [("10.0.0.2", 6379), ("10.0.0.1", 6379)]
-    assert hosts(resolver.addresses(soon())) == ["10.0.0.2", "10.0.0.1"]
+    assert hosts(resolver.get(soon())) == ["10.0.0.2", "10.0.0.1"]
 
 
 def test_a_name_is_looked_up_anew_for_each_connection(resolver: Resolver, names: Names) -> None:
     """After a failover by DNS, kept addresses would lead to the old master for ever."""
-    resolver.addresses(soon())
+    resolver.get(soon())
     names.answers = [("10.0.0.9", 6379)]
-    assert hosts(resolver.addresses(soon())) == ["10.0.0.9"]
+    assert hosts(resolver.get(soon())) == ["10.0.0.9"]
 
 
 def test_an_unknown_name_is_a_connection_error(resolver: Resolver, names: Names) -> None:
     """A typing error in the settings must not look like a timeout."""
     names.answers = socket.gaierror(socket.EAI_NONAME, "unknown")
     with pytest.raises(RedisConnectionError) as caught:
-        resolver.addresses(soon())
+        resolver.get(soon())
     assert caught.value.reason == "dns"
 
 
@@ -105,7 +105,7 @@ def test_an_unknown_name_is_a_connection_error(resolver: Resolver, names: Names)
 def test_a_name_that_cannot_be_one_is_a_connection_error(host: str) -> None:
     """The codec for names raises ValueErrors, which nobody catches."""
     with pytest.raises(RedisConnectionError) as caught:
-        Resolver(host, 6379).addresses(soon())
+        Resolver(host, 6379).get(soon())
     assert caught.value.reason == "dns"
 
 
@@ -114,7 +114,7 @@ def test_a_look_up_that_is_late_costs_the_deadline(resolver: Resolver, names: Na
     names.let_go.clear()
     began = time.perf_counter()
     with pytest.raises(RedisConnectionError) as caught:
-        resolver.addresses(Deadline(D))
+        resolver.get(Deadline(D))
     assert time.perf_counter() - began <= ALLOWED_S
     assert caught.value.reason == "dns"
 
@@ -126,7 +126,7 @@ def test_callers_at_once_share_one_look_up(resolver: Resolver, names: Names) -> 
 
     def ask(_: int) -> list[str]:
         start.wait(timeout=10)
-        return hosts(resolver.addresses(Deadline(10.0)))
+        return hosts(resolver.get(Deadline(10.0)))
 
     with ThreadPoolExecutor(20) as threads:
         asked = [threads.submit(ask, number) for number in range(20)]
@@ -137,27 +137,49 @@ def test_callers_at_once_share_one_look_up(resolver: Resolver, names: Names) -> 
         assert all(call.result(timeout=10) == ["10.0.0.1"] for call in asked)
 
 
+def test_callers_that_share_a_failure_have_an_error_each(resolver: Resolver, names: Names) -> None:
+    """A traceback grows with everybody who raises the error, and keeps all their frames."""
+    names.let_go.clear()
+    names.answers = socket.gaierror(socket.EAI_NONAME, "unknown")
+    start = threading.Barrier(2)
+
+    def ask(_: int) -> BaseException:
+        start.wait(timeout=10)
+        with pytest.raises(RedisConnectionError) as caught:
+            resolver.get(Deadline(10.0))
+        return caught.value
+
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(ask, number) for number in range(2)]
+        assert names.started.acquire(timeout=10)
+        time.sleep(0.02)  # for the second to join
+        names.let_go.set()
+        first, second = (call.result(timeout=10) for call in asked)
+    assert first is not second
+    assert str(first) == str(second)
+
+
 def test_callers_one_after_the_other_share_a_late_look_up(resolver: Resolver, names: Names) -> None:
     """Each call of an outage would leave one more thread behind."""
     names.let_go.clear()
     for _ in range(5):
         with pytest.raises(RedisConnectionError):
-            resolver.addresses(Deadline(0.01))
+            resolver.get(Deadline(0.01))
     assert names.count == 1
     names.let_go.set()
-    assert hosts(resolver.addresses(soon())) == ["10.0.0.1"]
+    assert hosts(resolver.get(soon())) == ["10.0.0.1"]
 
 
 @pytest.mark.parametrize("trouble", ["late", "failing"])
 def test_the_last_good_addresses_serve_on(trouble: str, resolver: Resolver, names: Names) -> None:
     """An outage of the name server would be one of the cache."""
-    resolver.addresses(soon())
+    resolver.get(soon())
     if trouble == "late":
         names.let_go.clear()
     else:
         names.answers = socket.gaierror(socket.EAI_AGAIN, "no answer")
     began = time.perf_counter()
-    assert hosts(resolver.addresses(Deadline(D))) == ["10.0.0.1"]
+    assert hosts(resolver.get(Deadline(D))) == ["10.0.0.1"]
     # Half of the deadline is left to connect with.
     assert time.perf_counter() - began <= D / 2 + 0.05
 
@@ -168,12 +190,12 @@ def test_a_look_up_that_ends_after_its_caller_serves_the_next(
     """A name server that takes longer than the deadline would never be of use."""
     names.let_go.clear()
     with pytest.raises(RedisConnectionError):
-        resolver.addresses(Deadline(0.01))
+        resolver.get(Deadline(0.01))
     names.let_go.set()
     while not resolver._last_found:
         time.sleep(0.001)
     names.let_go.clear()
-    assert hosts(resolver.addresses(Deadline(0.1))) == ["10.0.0.1"]
+    assert hosts(resolver.get(Deadline(0.1))) == ["10.0.0.1"]
 
 
 def test_without_a_thread_there_is_an_error_and_no_wait(
@@ -185,13 +207,13 @@ def test_without_a_thread_there_is_an_error_and_no_wait(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as without:
-        without.setattr(_resolver._thread, "start_new_thread", refuse)
+        without.setattr(_look_up._thread, "start_new_thread", refuse)
         began = time.perf_counter()
         with pytest.raises(RedisConnectionError) as caught:
-            resolver.addresses(soon())
+            resolver.get(soon())
         assert time.perf_counter() - began < 1.0
         assert caught.value.reason == "dns"
-    assert hosts(resolver.addresses(soon())) == ["10.0.0.1"]
+    assert hosts(resolver.get(soon())) == ["10.0.0.1"]
 
 
 class Interrupt(Exception):  # noqa: N818 - it is no error
@@ -203,7 +225,7 @@ def test_a_starter_that_is_interrupted_holds_nobody_up(
     when: str, resolver: Resolver, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others would wait for a look-up that nobody ever started, each for its whole deadline."""
-    start = _resolver._thread.start_new_thread
+    start = _look_up._thread.start_new_thread
 
     def interrupted(*args: Any) -> int:
         if when == "after":
@@ -211,11 +233,11 @@ def test_a_starter_that_is_interrupted_holds_nobody_up(
         raise Interrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(_resolver._thread, "start_new_thread", interrupted)
+        patched.setattr(_look_up._thread, "start_new_thread", interrupted)
         with pytest.raises(Interrupt):
-            resolver.addresses(soon())
+            resolver.get(soon())
     began = time.perf_counter()
-    assert hosts(resolver.addresses(soon())) == ["10.0.0.1"]
+    assert hosts(resolver.get(soon())) == ["10.0.0.1"]
     assert time.perf_counter() - began < 1.0
 
 
@@ -226,7 +248,7 @@ def test_a_waiter_that_is_interrupted_holds_nobody_up(resolver: Resolver, names:
     names.let_go.set()
     assert look_up.gate.acquire(timeout=5)  # and never released
     began = time.perf_counter()
-    _resolver._wait(look_up, soon())
+    _look_up.wait(look_up, soon())
     assert time.perf_counter() - began < 1.0
 
 
@@ -248,13 +270,13 @@ def test_a_child_waits_for_no_look_up_of_its_parent(resolver: Resolver, names: N
     """The thread that looks up exists in the parent only; the child would wait for ever."""
     names.let_go.clear()
     with pytest.raises(RedisConnectionError):
-        resolver.addresses(Deadline(0.01))
+        resolver.get(Deadline(0.01))
     names.answers = [("10.0.0.5", 6379)]
 
     def child() -> bool:
         names.let_go = threading.Event()
         names.let_go.set()
-        return hosts(resolver.addresses(soon())) == ["10.0.0.5"]
+        return hosts(resolver.get(soon())) == ["10.0.0.5"]
 
     assert in_child(child)
 
@@ -264,7 +286,7 @@ def test_a_child_answers_though_the_lock_was_held_at_the_fork(
 ) -> None:
     """One held lock is one dead worker."""
     with resolver._lock:
-        assert in_child(lambda: hosts(resolver.addresses(soon())) == ["10.0.0.1"])
+        assert in_child(lambda: hosts(resolver.get(soon())) == ["10.0.0.1"])
 
 
 # Several addresses -----------------------------------------------------------------------------

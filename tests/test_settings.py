@@ -92,7 +92,7 @@ def test_the_defaults_are_the_documented_ones():
         schema_version=1, ttl=300.0, ttl_jitter=0.1, operation_timeout=0.25,
         connection_timeout=2.0, max_connections=10, health_check_interval=30.0, max_retries=3,
         initial_backoff_ms=100, max_backoff_ms=30000, failure_threshold=5, reset_timeout=30.0,
-        failure_rate_threshold=0.5, slow_call_threshold=None, slow_call_rate_threshold=0.5,
+        failure_rate_threshold=0.75, slow_call_threshold=None, slow_call_rate_threshold=0.5,
         rate_window=10.0, rate_min_calls=20,
         max_value_bytes=1048576, compress_above_bytes=16384, entry_secrets=(), max_entries=1000,
     )  # fmt: skip
@@ -627,7 +627,7 @@ def test_what_can_be_off_is_switched_off_by_the_word_none(text):
     """An empty variable is not set, so a deployment would have no way to say off."""
     variable = {"JMCACHE_FAILURE_RATE_THRESHOLD": text}
     assert CacheSettings.from_env(variable).failure_rate_threshold is None
-    assert CacheSettings.from_env(dict.fromkeys(variable, "")).failure_rate_threshold == 0.5
+    assert CacheSettings.from_env(dict.fromkeys(variable, "")).failure_rate_threshold == 0.75
     word = quote(text)
     assert CacheSettings.from_url(f"memory://?slow_call_threshold={word}") == CacheSettings(
         memory=True

@@ -13,7 +13,9 @@ _connection  one connection: opening it, one exchange over it
 _foreign     the same over a connection class of redis-py's kind, fakeredis's say
 _socket      every wait cut to the deadline
 _tls         whom to trust
-_resolver    a name to addresses within the deadline
+_look_up     what is asked of somebody else before, within the deadline
+_resolver    a name to addresses
+_credentials who we are, when it may change
 _wire        commands
 _replies     replies, strictly
 _translate   their errors into ours

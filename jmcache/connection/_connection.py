@@ -7,6 +7,7 @@ import socket
 import ssl
 from typing import Any
 
+from jmcache.connection._credentials import Credentials, Pair
 from jmcache.connection._replies import Replies, Reply
 from jmcache.connection._resolver import Resolver
 from jmcache.connection._socket import DeadlineSocket
@@ -31,14 +32,12 @@ class Connection:
         self,
         *,
         db: int,
-        username: str | None,
-        password: str | None,
+        credentials: Credentials,
         open_within_s: float,
         **_of_redis_py: Any,  # its pool has some arguments of its own for each connection
     ) -> None:
         self._db = db
-        self._username = username
-        self._password = password
+        self._credentials = credentials
         self._open_within_s = open_within_s
         self._process = os.getpid()
         self.ticket: object = None  # the pool's
@@ -110,8 +109,9 @@ class Connection:
         self._dial(deadline)
         self._sock.begin(deadline)
         self._replies.begin(_GREETING_ROOM)
+        pair = self._credentials.get(deadline)
         try:
-            commands = self._send_greeting()
+            commands = self._send_greeting(pair)
         except OSError as error:
             if not is_foreign(error):
                 self._hear_why()
@@ -119,6 +119,8 @@ class Connection:
         for command in commands:
             reply = self._replies.read(OK)
             if isinstance(reply, Exception):
+                if command == "AUTH":
+                    self._credentials.refused(pair)
                 judge_greeting(command, reply, self._db)
 
     def _hear_why(self) -> None:
@@ -134,9 +136,9 @@ class Connection:
         """Connect the socket."""
         raise NotImplementedError
 
-    def _send_greeting(self) -> list[str]:
+    def _send_greeting(self, pair: Pair) -> list[str]:
         # Apart from the reading, so that no frame of a failed log-in holds the password.
-        commands = greeting(self._db, self._username, self._password)
+        commands = greeting(self._db, *pair)
         self._sock.sendall(b"".join(commands.values()))
         return list(commands)
 
@@ -149,7 +151,6 @@ class TcpConnection(Connection):
     ) -> None:
         super().__init__(**options)
         self._name = f"{host}:{port}"
-        self._host = host
         self._resolver = resolver
         self._tls = tls
 
@@ -157,14 +158,14 @@ class TcpConnection(Connection):
         return f"<{'TLS' if self._tls else 'TCP'} connection to {self._name}>"
 
     def _dial(self, deadline: Deadline) -> None:
-        addresses = self._resolver.addresses(deadline)
+        addresses = self._resolver.get(deadline)
         for left in range(len(addresses), 0, -1):
             share_s = max(deadline.remaining() / left, _SHORTEST_SHARE_S)
-            family, address = addresses[-left]
+            family, place, host = addresses[-left]
             try:
-                self._sock.connect(family, address, Deadline(share_s))
+                self._sock.connect(family, place, Deadline(share_s))
                 if self._tls is not None:
-                    self._secure(self._tls)
+                    self._secure(self._tls, host)
             except (OSError, RedisTimeoutError) as error:
                 if left == 1 or is_foreign(error):
                     raise
@@ -172,9 +173,9 @@ class TcpConnection(Connection):
             else:
                 return
 
-    def _secure(self, tls: Tls) -> None:
+    def _secure(self, tls: Tls, host: str) -> None:
         try:
-            self._sock.secure(tls.context(), self._host)
+            self._sock.secure(tls.context(), host)
         except ssl.SSLError:
             tls.forget()
             raise

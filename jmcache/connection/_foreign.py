@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import redis
@@ -11,6 +12,7 @@ from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from jmcache.connection._connection import greeting, judge_greeting
+from jmcache.connection._credentials import Credentials
 from jmcache.connection._replies import Reply
 from jmcache.connection._wire import NUMBER, OK, VALUE, values
 from jmcache.deadline import Deadline
@@ -40,7 +42,7 @@ def made_ours(connection_class: type) -> type:
     return type(connection_class.__name__, (Foreign, connection_class), {})
 
 
-def options(settings: CacheSettings) -> dict[str, Any]:
+def options(settings: CacheSettings, credentials: Credentials) -> dict[str, Any]:
     """Return what keeps such a class from waiting, retrying and introducing itself on its own."""
     # redis-py looks its own version up on disk for each connection (380 us) unless told not to.
     known = inspect.signature(AbstractConnection.__init__).parameters
@@ -50,17 +52,21 @@ def options(settings: CacheSettings) -> dict[str, Any]:
         "socket_timeout": settings.operation_timeout,
         "socket_connect_timeout": settings.connection_timeout,
         "retry": Retry(NoBackoff(), 0),  # ours is the one place that retries
-        "redis_connect_func": _greet,
+        "db": settings.db,
+        "redis_connect_func": partial(_greet, credentials, settings.connection_timeout),
     }
 
 
-def _greet(connection: Any) -> None:
+def _greet(credentials: Credentials, seconds: float, connection: Any) -> None:
     connection._parser.on_connect(connection)  # noqa: SLF001 - there is no other way to it
-    for command, packed in greeting(
-        connection.db, connection.username, connection.password
-    ).items():
+    pair = credentials.get(Deadline(seconds))
+    for command, packed in greeting(connection.db, *pair).items():
         connection.send_packed_command([packed], check_health=False)
-        reply = _read(connection, OK)
+        try:
+            reply = _read(connection, OK)
+        except redis.AuthenticationError:
+            credentials.refused(pair)
+            raise
         if isinstance(reply, Exception):
             judge_greeting(command, reply, connection.db)
 

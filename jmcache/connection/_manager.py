@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jmcache.connection._credentials import Credentials
 from jmcache.connection._resolver import Resolver
 from jmcache.connection._tls import Tls
 from jmcache.connection._usage import PoolUsage
@@ -223,14 +224,16 @@ class RedisConnectionManager:
             server.abandon()
 
     def _new_server(self, settings: CacheSettings) -> Server:
+        credentials = Credentials(settings.username, settings.password)
         if not settings.cluster or self._connection_class is not None:
-            return self._new_node(settings)
+            return self._new_node(settings, credentials)
         from jmcache.connection._cluster import Cluster, is_of_node
 
         def make_node(place: tuple[str, int]) -> Node:
             host, port = place
             return self._new_node(
-                replace(settings, host=host, port=port, cluster=False, cluster_nodes="")
+                replace(settings, host=host, port=port, cluster=False, cluster_nodes=""),
+                credentials,
             )
 
         make, name = self._make_guard, settings.endpoint
@@ -241,19 +244,14 @@ class RedisConnectionManager:
 
         return Cluster(settings.seeds, make_node, make_guard)
 
-    def _new_node(self, settings: CacheSettings) -> Node:
+    def _new_node(self, settings: CacheSettings, credentials: Credentials) -> Node:
         if self._connection_class is None:
-            connection_class, options = _native(settings)
+            connection_class, options = _native(settings, credentials)
         else:
             from jmcache.connection import _foreign
 
             connection_class = _foreign.made_ours(self._connection_class)
-            options = _foreign.options(settings) | self._connection_options
-        options |= {
-            "db": settings.db,
-            "username": settings.username,
-            "password": settings.password,
-        }
+            options = _foreign.options(settings, credentials) | self._connection_options
         limits = self._make_limits(
             connections=settings.max_connections,
             value_bytes=settings.max_value_bytes,
@@ -262,10 +260,12 @@ class RedisConnectionManager:
         return self._make_node(connection_class, options, limits)
 
 
-def _native(settings: CacheSettings) -> tuple[type, dict[str, Any]]:
+def _native(settings: CacheSettings, credentials: Credentials) -> tuple[type, dict[str, Any]]:
     from jmcache.connection import _connection
 
     options: dict[str, Any] = {
+        "db": settings.db,
+        "credentials": credentials,
         "open_within_s": settings.connection_timeout,
     }
     if settings.unix_socket_path is not None:

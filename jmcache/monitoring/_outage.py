@@ -18,6 +18,7 @@ _log = logging.getLogger("jmcache.circuit_breaker")
 # Reasons that no waiting cures, and the settings to look at.
 _CURES = {
     "auth": "username and password",
+    "credentials": "password, whose function or file gives none",
     "tls": "tls, tls_ca_certs, tls_certfile, tls_keyfile, tls_check_hostname and tls_verify",
     "db": "db",
     "no_cluster": "cluster",

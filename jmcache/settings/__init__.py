@@ -8,18 +8,19 @@ password.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import quote
 
 from jmcache.errors import RedisConfigurationError
 from jmcache.settings._names import in_environment, in_object, names_endpoint, read_names
 from jmcache.settings._quiet import without_frames
 from jmcache.settings._rules import RULES, TEN_YEARS_S, Seconds, check, read_places, shown
+from jmcache.settings._secret import FileSecret
 from jmcache.settings._url import read_url
 
-__all__ = ["CacheSettings", "check_ttl", "without_frames"]
+__all__ = ["CacheSettings", "FileSecret", "check_ttl", "without_frames"]
 
 _TLS_DETAILS = (
     "tls_ca_certs",
@@ -38,6 +39,17 @@ _PER_CACHE = (
     "entry_secrets",
 )
 _TTL = Seconds(TEN_YEARS_S)
+
+
+class GivesCredentials(Protocol):
+    """An object such as redis-py's CredentialProvider."""
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Return (password,) or (user, password)."""
+
+
+Credentials = str | tuple[str] | tuple[str, str]  # a password; (password,); (user, password)
+Password = str | Callable[[], Credentials] | GivesCredentials
 
 
 def check_ttl(ttl: object) -> float:
@@ -66,6 +78,9 @@ class CacheSettings:
         username: ACL user; None or "" for the default user.
         password: None or "" for none. Kept as a text that shows as "***"; its ``encode()`` and
             ``get_secret_value()`` give what it stands for. Settings with one are not pickled.
+            Or a function that returns it, or the pair of user and password; or an object whose
+            ``get_credentials()`` does, as redis-py's CredentialProvider: asked for each new
+            connection, on a thread of its own, within the deadline.
         unix_socket_path: Absolute path of the server's socket, at most 107 bytes. Where given,
             host and port are not used.
         tls: Encrypt. There is no fall-back to an open connection, and the other ``tls_``
@@ -124,7 +139,7 @@ class CacheSettings:
     port: int = 6379
     db: int = 0
     username: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: Password | None = field(default=None, repr=False)
     unix_socket_path: str | None = None
     tls: bool = False
     tls_ca_certs: str | None = None
@@ -148,7 +163,7 @@ class CacheSettings:
     max_backoff_ms: int = 30_000
     failure_threshold: int = 5
     reset_timeout: float = 30.0
-    failure_rate_threshold: float | None = 0.5
+    failure_rate_threshold: float | None = 0.75
     slow_call_threshold: float | None = None
     slow_call_rate_threshold: float = 0.5
     rate_window: float = 10.0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from jmcache.errors import RedisConfigurationError
 from jmcache.settings._rules import RULES, convert, did_you_mean
+from jmcache.settings._secret import FileSecret, read_secret
 from jmcache.settings._url import read_url
 
 _PREFIX = "JMCACHE_"
@@ -26,7 +26,6 @@ _FILES = {
     "REDIS_PASSWORD_FILE": ("REDIS_PASSWORD", "password"),
     "JMCACHE_ENTRY_SECRETS_FILE": ("JMCACHE_ENTRY_SECRETS", "entry_secrets"),
 }
-_LONGEST_FILE = 64 * 1024  # bytes; it may turn out to be a device without end
 _ENDPOINT_FIELDS = {*_ENDPOINT.values(), "unix_socket_path", "memory"}
 _PLAIN = {_PREFIX + name.upper(): name for name in RULES if name not in _ENDPOINT_FIELDS}
 _KNOWN = (*_PLAIN, *_URLS, *_FILES)
@@ -116,27 +115,11 @@ def _read_file(find: Finder, name: str) -> dict[str, Any]:
     variable, field = _FILES[name]
     if find(variable) is not None:
         raise RedisConfigurationError(f"{label}: {field} is given twice")
-    return {field: convert(field, _read_secret(path, label, field), label)}
-
-
-def _read_secret(path: Any, label: str, field: str) -> str:
-    """Return the first 64 KiB of a file without the newline at its end."""
-    # No message shows the path: the secret itself is put there by mistake now and then. And each
-    # is raised outside the handler, for a chained error would show it.
-    trouble = "not UTF-8"
-    try:
-        with Path(path).open("rb") as file:
-            secret = file.read(_LONGEST_FILE + 1)
-        if len(secret) <= _LONGEST_FILE:
-            return secret.decode().removesuffix("\n").removesuffix("\r")
-        trouble = f"longer than {_LONGEST_FILE} bytes"
-    except OSError as error:
-        trouble = error.strerror or "not readable"
-    except UnicodeDecodeError:
-        pass
-    except (TypeError, ValueError):
-        trouble = "no path"
-    raise RedisConfigurationError(f"{label}: a file that holds the {field}; this one: {trouble}")
+    text = read_secret(path, label, field)
+    value = convert(field, text, label)
+    if field == "password" and value is not None:
+        value = FileSecret(text, path, label)  # its file is read again for each connection
+    return {field: value}
 
 
 def _refuse_variable(name: str) -> None:

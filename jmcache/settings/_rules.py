@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Any, Protocol
 
 from jmcache.errors import RedisConfigurationError
@@ -203,10 +204,27 @@ class Text:
         return isinstance(value, str) and _is_unicode(value) and bool(self.fits(value))
 
     def normal(self, value: Any) -> Any:
-        return Secret(value) if self.hidden and value else value or None
+        if self.hidden and value and not isinstance(value, Secret):
+            return Secret(value)
+        return value or None
 
     def read(self, text: str) -> object:
         return text
+
+
+@dataclass(frozen=True)
+class Password(Text):
+    """Text to hide, or what gives it when it is wanted."""
+
+    def holds(self, value: object) -> bool:
+        if isinstance(value, (str, bytes)) or value is None:
+            return super().holds(value)
+        gives = value if callable(value) else getattr(value, "get_credentials", None)
+        # Hashable, as settings are; and nobody would await it.
+        return callable(gives) and not iscoroutinefunction(gives) and isinstance(value, Hashable)
+
+    def normal(self, value: Any) -> Any:
+        return super().normal(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -278,7 +296,12 @@ RULES: Mapping[str, Rule] = {
     "port": Whole(1, 65_535),
     "db": Whole(0),
     "username": Text(_CREDENTIAL, optional=True, secret=True),
-    "password": Text(_CREDENTIAL, optional=True, secret=True, hidden=True),
+    "password": Password(
+        f"{_CREDENTIAL}, or a function that returns it, or an object with get_credentials()",
+        optional=True,
+        secret=True,
+        hidden=True,
+    ),
     "unix_socket_path": Text(
         "an absolute path of at most 107 bytes, or None", _is_socket_path, optional=True
     ),

@@ -82,7 +82,7 @@ def _for_each(turns: Callable[[], Iterator[bool]]) -> Callable[[list[bytes]], bo
     return strikes
 
 
-FAILURES = {"failure_rate_threshold": 0.5}
+FAILURES = {"failure_rate_threshold": 0.75}
 SLOW = {"slow_call_threshold": 0.1}
 SCENARIOS = [
     Scenario(f"{how}: {what}", partial(fault, trigger), FAILURES, {})

@@ -22,6 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="append a JSON line for every test of a row of the fault matrix, also when only"
         " collecting",
     )
+    parser.addoption(
+        "--fault-row",
+        metavar="N",
+        type=int,
+        action="append",
+        help="run only the tests of this row of the fault matrix; may be repeated",
+    )
 
 
 def row_numbers(item: pytest.Item) -> list[int]:
@@ -32,10 +39,15 @@ def row_numbers(item: pytest.Item) -> list[int]:
     return numbers
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if row_numbers(item):
             item.add_marker("faults")
+    wanted = set(config.getoption("--fault-row") or ())
+    if wanted:
+        others = [item for item in items if not wanted & set(row_numbers(item))]
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -41,8 +41,9 @@ def kill_clients(server: PrivateServer) -> None:
 
 def _takes_no_writes(observe: Observation, cache: Watched, reason: str) -> None:
     """Writes are refused, and after a few held back; what is there is read all the time."""
-    for _ in range(8):
+    for _ in range(8):  # no read between them, which would be a success
         assert cache.set("l", 2) is False
+    for _ in range(8):
         assert cache.set_many({"l": 2, "m": 3}) is False
         assert cache.get("k") == 1
     counts = cache.stats().operations

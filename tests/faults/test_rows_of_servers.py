@@ -150,7 +150,7 @@ def test_the_first_call_after_a_restart_works(
     observe: Observation, server: PrivateServer, end: str
 ) -> None:
     """Every deploy of Redis would cost each worker a call: two of four peers lose it."""
-    cache = observe.cache(settings(server))
+    cache = observe.cache(settings(server, max_retries=0))  # it is seen, not tried
     assert cache.set("k", 1) is True
     with observe.fault():
         getattr(server, end)()
@@ -167,7 +167,7 @@ def test_the_first_awaited_call_after_a_restart_works(
     """redis.asyncio finds out by losing the call."""
 
     async def use() -> None:
-        cache = observe.async_cache(settings(server))
+        cache = observe.async_cache(settings(server, max_retries=0))
         assert await cache.set("k", 1) is True
         with observe.fault():
             server.stop()
@@ -281,14 +281,18 @@ def test_a_server_without_room_for_us_says_so(
 
 
 @pytest.mark.fault_row(34)
-def test_room_on_the_server_is_used_with_the_next_call(
+def test_what_a_full_server_says_is_heard_and_room_used_with_the_next_call(
     observe: Observation, server: PrivateServer
 ) -> None:
-    """A short peak of somebody else's connections must not become an outage of ours."""
+    """It may close before it was told anything: the operator would read of a reset. And a short
+    peak of somebody else's connections must not become an outage of ours.
+    """
     server.command("CONFIG", "SET", "maxclients", "1")
-    cache = observe.cache(settings(server, max_retries=0))
+    patient = {"max_retries": 0, "failure_threshold": 1000, "failure_rate_threshold": None}
+    cache = observe.cache(settings(server, **patient))
     with observe.fault():
-        assert cache.lookup("k").reason == "maxclients"
+        for _ in range(200):
+            assert cache.lookup("k").reason == "maxclients"
         server.command("CONFIG", "SET", "maxclients", "1000")
     assert cache.set("k", 1) is True
 
@@ -303,7 +307,7 @@ def _works_at_once(cache: Watched) -> None:
 def test_the_call_after_an_idle_connection_was_closed_works(observe: Observation) -> None:
     """After every quiet minute a customer would be the one to find out."""
     with PrivateServer(args=("--timeout", "1")) as server:
-        cache = observe.cache(settings(server))
+        cache = observe.cache(settings(server, max_retries=0))
         assert cache.set("k", 1) is True
         with observe.fault():
             wait_for(lambda: connections(server) == 0)
@@ -314,7 +318,7 @@ def test_the_call_after_an_idle_connection_was_closed_works(observe: Observation
 @pytest.mark.fault_row(36)
 def test_the_call_after_client_kill_works(observe: Observation, server: PrivateServer) -> None:
     """An operator tidies up connections, and every worker loses a call."""
-    cache = observe.cache(settings(server))
+    cache = observe.cache(settings(server, max_retries=0))
     assert cache.set("k", 1) is True
     with observe.fault():
         server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")

@@ -1,0 +1,49 @@
+"""Where Redis is and who we are to it changes: the rows of the fault matrix about that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from observation import Observation
+
+from jmcache import CacheSettings
+from jmcache.testing import PrivateServer
+
+
+@pytest.fixture
+def guarded() -> Iterator[PrivateServer]:
+    """A server that asks for the password "first"."""
+    with PrivateServer(tcp=True, password="first") as running:
+        yield running
+
+
+@pytest.mark.fault_row(30)
+@pytest.mark.parametrize("way", ["function", "file"])
+def test_a_password_rotated_under_traffic_is_found_by_itself(
+    way: str, observe: Observation, guarded: PrivateServer, tmp_path: Path
+) -> None:
+    """Rotation is a routine: one that is an outage until a deployment is never done."""
+    current = tmp_path / "password"
+    current.write_text("first")
+    settings = CacheSettings(port=guarded.port, password=current.read_text)
+    if way == "file":
+        settings = CacheSettings.from_env(
+            {
+                "REDIS_HOST": "127.0.0.1",
+                "REDIS_PORT": str(guarded.port),
+                "REDIS_PASSWORD_FILE": str(current),
+            }
+        )
+    cache = observe.cache(settings)
+    with observe.traffic(cache, threads=6):
+        for new in ("second", "third", "fourth"):
+            with observe.fault():
+                guarded.command("CONFIG", "SET", "requirepass", new)
+                guarded.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                time.sleep(0.3)  # the vault, or the kubelet, is as late as this
+                current.write_text(new)
+            observe.back(cache)
+    assert any(ending.endswith("auth") for ending in observe.outcomes)
