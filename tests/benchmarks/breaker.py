@@ -2,6 +2,7 @@
 
     python tests/benchmarks/breaker.py                  about five minutes
     python tests/benchmarks/breaker.py --seconds 5      less exact
+    python tests/benchmarks/breaker.py --share 0.5      with another share of failures
     python tests/benchmarks/breaker.py --call           only what a successful call pays, 10 s
 
 One worker reads an entry that is there, again and again, with 5 ms of other work between. Off, only
@@ -166,8 +167,10 @@ def cost() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="for each run")
+    parser.add_argument("--share", type=float, default=0.75, help="of failures that opens it")
     parser.add_argument("--call", action="store_true", help="measure the breaker alone")
     chosen = parser.parse_args()
+    FAILURES["failure_rate_threshold"] = chosen.share
     logging.disable(logging.WARNING)
     if chosen.call:
         cost()
