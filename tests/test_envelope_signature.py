@@ -205,7 +205,8 @@ def test_nothing_inside_is_looked_at_before_the_signature(envelope, monkeypatch)
 
 def test_tags_cannot_reach_into_the_signature(envelope):
     """Two readings of the same bytes are one too many, even of bytes of our own."""
-    blob = forged(b"\0\7\0\1a", end=struct.pack(">Q", LATER_MS))
+    moment = b"\0\6abcdef"  # in the far future, and a tag as well
+    blob = forged(b"\0\x0b\0\1a", end=moment)
     blob += envelope._signer.sign(blob)
     assert reason_of(envelope, blob) == "undecodable"
 
