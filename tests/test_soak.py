@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -348,6 +349,15 @@ def test_one_seed_is_one_plan_and_every_kind_has_its_turn() -> None:
     assert len(faults.KINDS) >= 21
     assert all(counted.count(kind) >= turns for kind in faults.KINDS)
     assert any(len(episode.kinds) == 3 for episode in first)
+
+
+def test_the_page_names_every_kind_of_fault_there_is() -> None:
+    """Who decides by the list would not know what was tried, or believe what was not."""
+    page = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    broken = page.partition("## What is broken")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in broken.splitlines() if line.startswith("| `")]
+    named = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert named == set(faults.KINDS)
 
 
 def test_the_trace_is_the_real_one() -> None:
