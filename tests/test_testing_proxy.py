@@ -321,9 +321,10 @@ def test_a_swallowed_reply_was_carried_out(wire, proxy, redis_server):
 
 
 def test_a_surplus_reply_is_there_before_the_next_command(wire, proxy):
-    """A client that does not look shifts every later answer by one."""
+    """A client that does not look shifts every later answer by one; one that looks can see it."""
     proxy.surplus(b"$1\r\nx\r\n", on=b"GET", times=1)
-    assert wire.ask(*GET, size=len(HELLO) + 7) == HELLO + b"$1\r\nx\r\n"
+    wire.send(*GET)
+    assert wire.sock.recv(100) == HELLO + b"$1\r\nx\r\n", "in one piece"
     assert wire.get() == HELLO
 
 
@@ -408,6 +409,12 @@ def test_the_greeting_is_spared_unless_it_is_named(wire, proxy):
     fault = proxy.garbage(b":1\r\n")
     assert wire.ask(b"SELECT", b"0", size=5) == b"+OK\r\n"
     assert wire.ask(*GET, size=4) == b":1\r\n"
+    fault.remove()
+    fault = proxy.garbage(b":3\r\n", on=b"SET")
+    assert wire.ask(b"CLIENT", b"SETNAME", b"me", size=5) == b"+OK\r\n", (
+        "SET is in it, and not meant"
+    )
+    assert wire.ask(*SET, size=4) == b":3\r\n"
     fault.remove()
     proxy.garbage(b":2\r\n", on=b"SELECT")
     assert wire.ask(b"SELECT", b"0", size=4) == b":2\r\n"

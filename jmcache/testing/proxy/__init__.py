@@ -45,10 +45,10 @@ class FaultProxy:
 
     A *trigger* says which commands a fault is done to. *on* is bytes that the command contains as
     it is sent, or a function of its words, called on the proxy's thread; *times* is how many of
-    them, None for all. Without *on*, the commands with which a client introduces itself (AUTH,
-    HELLO, SELECT, CLIENT, READONLY) are spared; but latency, bandwidth and drip with neither *on*
-    nor *times* hold for everything that passes. Inside TLS no commands can be told apart, and only
-    faults that hold for everything work.
+    them, None for all. The commands with which a client introduces itself (AUTH, HELLO, SELECT,
+    CLIENT, READONLY) are spared unless *on* has their name, or is a function and takes them; but
+    latency, bandwidth and drip with neither *on* nor *times* hold for everything that passes.
+    Inside TLS no commands can be told apart, and only faults that hold for everything work.
 
     Every method may be called from any thread while traffic runs, and has its effect when it
     returns. Arguments that make no sense are a ValueError that names them. In a forked child

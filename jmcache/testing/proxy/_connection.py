@@ -164,15 +164,13 @@ class Connection:
         for effect in effects:
             if effect.answer is not None:
                 data = effect.answer if piece.ends else b""
-        self._cut(exchange, data, piece.ends, now, faults)
         for effect in effects if piece.ends else ():
             extra = bytes(exchange.whole) if effect.twice else effect.extra
-            if extra is None:
-                continue
-            if effect.late:
+            if extra is not None and effect.late:
                 self._late.append(Item(memoryview(extra), now))
-            else:
-                self.down.put(_reply(extra, now, faults))
+            elif extra is not None:
+                data += extra  # in one send: it is there as soon as the reply is
+        self._cut(exchange, data, piece.ends, now, faults)
 
     def _cut(
         self, exchange: _Exchange, data: bytes, ends: bool, now: float, faults: list[Fault]

@@ -130,12 +130,15 @@ class Fault:
         """Whether it is done to *command*; counted if so. For the proxy's own thread."""
         if not self.active or (self._times is not None and self.triggered >= self._times):
             return False
-        if isinstance(self._on, bytes):
-            taken = self._on in command.raw
-        elif self._on is not None:
-            taken = self._on(command.words)
+        name = command.words[0].upper()
+        if self._on is None:
+            taken = self.effect.line or name not in GREETING
+        elif isinstance(self._on, bytes):
+            # b"SET" is in CLIENT SETINFO, too, and not meant.
+            spared = name in GREETING and name not in self._on.upper()
+            taken = self._on in command.raw and not spared
         else:
-            taken = self.effect.line or command.words[0].upper() not in GREETING
+            taken = bool(self._on(command.words))
         self.triggered += taken
         return taken
 
