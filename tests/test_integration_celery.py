@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import celery
 import pytest
+from billiard.exceptions import TimeLimitExceeded
 from celery.signals import worker_process_init, worker_process_shutdown
 
 from jmcache import CacheSettings, RedisCache, RedisCacheFactory
@@ -22,17 +24,23 @@ from jmcache.testing import PrivateServer
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "job_matching"  # its folder queue is used here too
 
+WAIT_S = 60.0  # for what takes a second: a busy machine may take that for a worker's start alone
+
 JOBS = """
-import os, threading
+import os, random, threading, time
 from pathlib import Path
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from app.core import folder_queue
-from jmcache import CacheSettings, RedisCacheFactory
+from jmcache import CacheSettings, Deadline, RedisCacheFactory
 from jmcache.integrations.celery import install
 
 app = Celery("jobs")
-app.conf.update(folder_queue.settings(Path(os.environ["QUEUE"])), worker_prefetch_multiplier=1)
+app.conf.update(
+    folder_queue.settings(Path(os.environ["QUEUE"])),
+    worker_prefetch_multiplier=16,
+    worker_proc_alive_timeout=60,  # a child that a busy machine starts late is killed after 4 s
+)
 cache = RedisCacheFactory.create_cache(CacheSettings.from_env(), namespace="jobs")
 install(app)
 
@@ -54,6 +62,63 @@ def read_until_told(key):
     except SoftTimeLimitExceeded:
         return reads
     return "wrong value"
+
+KEYS = ["k%d" % number for number in range(20)]
+
+def one_call(chance, wrong):
+    key, what = chance.choice(KEYS), chance.random()
+    if what < 0.3:
+        cache.set(key, [key, "x" * chance.randrange(3000)])
+    elif what < 0.7:
+        found = {key: cache.get(key)}
+    elif what < 0.9:
+        found = cache.get_many(chance.sample(KEYS, 5))
+    else:
+        cache.delete(key)
+    if 0.3 <= what < 0.9:
+        wrong += [key for key, value in found.items() if value is not None and value[0] != key]
+
+@app.task
+def work_until_told(seed, at_most_s=10):
+    # Nothing but cache calls: whoever swallows the limit in one of them is not told again.
+    calls, wrong, chance = 0, [], random.Random(seed)
+    ends_at = time.monotonic() + at_most_s
+    try:
+        while time.monotonic() < ends_at:
+            one_call(chance, wrong)
+            calls += 1
+    except SoftTimeLimitExceeded:
+        return os.getpid(), "told", calls, wrong
+    return os.getpid(), "never told", calls, wrong
+
+@app.task
+def work_on(seed):
+    wrong, chance = [], random.Random(seed)
+    while True:
+        try:
+            one_call(chance, wrong)
+        except SoftTimeLimitExceeded:
+            pass
+
+@app.task
+def capacity():
+    # As many connections at a time as there may be, each of them good for a call.
+    limit = cache.settings.max_connections
+    pool = cache._connection._server.pool
+    together, answers = threading.Barrier(limit), []
+    def call():
+        together.wait(10)
+        answers.append(str(cache.lookup("certain", timeout=5).outcome))
+    threads = [threading.Thread(target=call) for _ in range(limit)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    loans = [[] for _ in range(limit)]
+    for loan in loans:
+        pool.borrow(loan, Deadline(0.5))
+    for loan in loans:
+        pool.discard(loan)
+    usage = cache._connection.usage()
+    return os.getpid(), answers.count("hit") - limit, len(loans) - limit, usage.in_use
 """
 
 
@@ -89,19 +154,19 @@ class Worker:
             sys.path.remove(str(EXAMPLE))
         self._queue.conf.update(folder_queue.settings(folder / "queue"))
 
-    def send(self, task: str, *arguments: Any) -> Any:
-        return self._queue.send_task(f"jobs.{task}", arguments)
+    def send(self, task: str, *arguments: Any, **limits: float) -> Any:
+        return self._queue.send_task(f"jobs.{task}", arguments, **limits)
 
     def run(self, task: str, *arguments: Any) -> Any:
-        return self.send(task, *arguments).get(timeout=10, interval=0.01)
+        return self.send(task, *arguments).get(timeout=WAIT_S, interval=0.01)
 
     def run_in_both_children(self, task: str, *arguments: Any) -> dict[int, Any]:
         """Run a task until each child had it; results by process id."""
         results: dict[int, Any] = {}
-        over = time.monotonic() + 10
+        over = time.monotonic() + WAIT_S
         while len(results) < 2 and time.monotonic() < over:
             for sent in [self.send(task, *arguments) for _ in range(4)]:
-                pid, *result = sent.get(timeout=10, interval=0.01)
+                pid, *result = sent.get(timeout=WAIT_S, interval=0.01)
                 results[pid] = result
         return results
 
@@ -111,7 +176,7 @@ class Worker:
     def stop(self) -> int:
         """Ask for a warm shutdown; the exit code."""
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=10)
+        return self._process.wait(timeout=WAIT_S)
 
     def leftovers(self) -> bool:
         try:
@@ -139,7 +204,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[dict[str, str]], Worker]]:
         worker.kill()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = WAIT_S) -> bool:
     over = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > over:
@@ -184,9 +249,51 @@ def test_a_worker_from_its_start_to_its_end(
     # Celery by itself takes some five seconds over it.
     assert worker.stop() == 0, worker.said()
     assert not worker.leftovers()
-    assert wait_until(lambda: connected(tcp_server) == 0, seconds=2)
+    assert wait_until(lambda: connected(tcp_server) == 0, seconds=10)
     for word in ("Traceback", "ERROR", "CRITICAL"):
         assert word not in worker.said()
+
+
+@pytest.mark.fault_row(42)
+def test_tasks_that_only_cache_hear_of_every_time_limit(
+    start: Callable[[dict[str, str]], Worker], tcp_server: PrivateServer
+) -> None:
+    """A limit that a cache call swallows lets a task run on for ever, and its worker is lost.
+
+    Real limits in a real worker: soft ones, each at a moment of its own, and hard ones,
+    which kill the child in the middle of a call.
+    """
+    worker = start({"REDIS_URL": tcp_server.url})
+    seed = int.from_bytes(os.urandom(4))
+    chance = random.Random(seed)
+    limits = [chance.uniform(0.03, 0.15) for _ in range(60)]
+    worker.run("remember", "certain", "right")
+    told = [
+        worker.send("work_until_told", chance.random(), soft_time_limit=limit, time_limit=20)
+        for limit in limits
+    ]
+    results = [sent.get(timeout=WAIT_S, interval=0.01) for sent in told]
+    assert [result[1] for result in results] == ["told"] * len(limits), (seed, results)
+    assert [wrong for *_, wrong in results if wrong] == [], seed
+    assert sum(calls for _, _, calls, _ in results) > len(limits)  # the limits struck in calls
+    assert len({pid for pid, *_ in results}) == 2  # nobody was replaced
+    for result in worker.run_in_both_children("capacity").values():
+        assert result == [0, 0, 0], seed
+
+    killed = [
+        worker.send("work_on", chance.random(), soft_time_limit=0.1, time_limit=0.5)
+        for _ in range(4)
+    ]
+    for sent in killed:
+        with pytest.raises(TimeLimitExceeded):
+            sent.get(timeout=WAIT_S, interval=0.01)
+    new = worker.run_in_both_children("capacity")
+    assert not set(new) & {pid for pid, *_ in results}
+    assert all(result == [0, 0, 0] for result in new.values()), new
+    assert worker.run("recall", "certain")[1:] == ["hit", "right"]
+    assert worker.stop() == 0, worker.said()
+    assert wait_until(lambda: connected(tcp_server) == 0, seconds=10)
+    assert "Exception ignored" not in worker.said()
 
 
 def test_children_come_up_and_work_while_redis_is_down(
