@@ -17,6 +17,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,58 @@ def cache(settings: MakeSettings) -> Iterator[RedisCache]:
     with RedisCacheFactory.create_cache(settings(operation_timeout=10.0)) as made:
         assert isinstance(made, RedisCache)
         yield made
+
+
+# Does what it is told, line by line.
+PROCESS = """
+import re, sys
+from pathlib import Path
+from jmcache import CacheSettings, RedisCacheFactory
+
+def kib(what):
+    return int(re.search(what + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+settings = CacheSettings.from_url(sys.argv[1], namespace="test", operation_timeout=30.0)
+with RedisCacheFactory.create_cache(settings) as cache:
+    for line in sys.stdin:
+        verb, key = line.split()
+        if verb == "set":
+            print(cache.set(key, "mine"), flush=True)
+        elif verb == "get":
+            found = cache.lookup(key)
+            print(found.outcome, found.reason, found.value, cache.stats().corrupt, flush=True)
+        else:  # the most memory that the process had meanwhile
+            Path("/proc/self/clear_refs").write_text("5")
+            before = kib("VmRSS")
+            found = cache.lookup(key)
+            grown = (kib("VmHWM") - before) // 1024
+            print(found.outcome, found.reason or "-", grown, cache.health().breaker, flush=True)
+"""
+
+
+@contextmanager
+def a_process(home: Path, server: PrivateServer) -> Iterator[Callable[[str], str]]:
+    """Run it with the jmcache that is in *home*; yields what tells it a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, server.url],
+        cwd=home,  # comes before everything else on the path
+        env={**os.environ, "PYTHONPATH": str(home)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+
+    def ask(line: str) -> str:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        return process.stdout.readline().strip()
+
+    with process:
+        yield ask
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 def assert_misses(cache: RedisCache, server: PrivateServer, blob: bytes) -> None:
@@ -169,68 +222,39 @@ def test_json_that_was_not_written_by_us_is_a_miss(
     assert_misses(cache, redis_server, b"j" + text.encode())
 
 
-# In a child process of its own: what reading hostile bytes adds to the memory it ever had.
-READ_IN_A_CHILD = """
-import re, sys
-from jmcache import CacheSettings, RedisCacheFactory
-
-def most_memory_so_far():  # KiB; getrusage would count what the parent had, too
-    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
-
-settings = CacheSettings.from_url(sys.argv[1], namespace="test", operation_timeout=30.0)
-with RedisCacheFactory.create_cache(settings) as cache:
-    cache.get("warm")
-    cache.set("warm", {"a": ["x" * 1000] * 100})
-    cache.get("warm")
-    before = most_memory_so_far()
-    found = cache.lookup("k")
-    after = most_memory_so_far()
-    print(found.outcome, found.reason or "-", (after - before) // 1024, cache.health().breaker)
-"""
-
-
-def read_in_a_child(server: PrivateServer) -> tuple[str, str, int, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", READ_IN_A_CHILD, server.url],
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    outcome, reason, grown_mib, breaker = done.stdout.split()
-    return outcome, reason, int(grown_mib), breaker
-
-
 BRACES = b"[" + b",".join([b"{}"] * 3_000_000) + b"]"  # 9 MB; as objects 170
+GIANTS: dict[str, tuple[Callable[[RedisCache], bytes], str, int]] = {
+    "bare": (lambda cache: BRACES, "too_large", 8),
+    "in an entry": (lambda cache: entry(cache, "k", b"j" + BRACES), "too_large", 8),
+    "compressed": (lambda cache: entry(cache, "k", b"j" + BRACES, compress=True), "too_large", 8),
+    "a bomb": (
+        lambda cache: entry(cache, "k", b"j" + bytes(64 * MIB), compress=True),
+        "too_large",
+        8,
+    ),
+    "64 MB": (lambda cache: b"x" * 64 * MIB, "too_large", 8),
+    # The most that our own limit lets through: 349,000 of them in 1 MiB.
+    "within the limit": (
+        lambda cache: entry(cache, "k", b"j" + BRACES[: MIB - 4] + b"x"),
+        "undecodable",
+        64,
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("make", "reason", "at_most_mib"),
-    [
-        (lambda cache: BRACES, "too_large", 8),
-        (lambda cache: entry(cache, "k", b"j" + BRACES), "too_large", 8),
-        (lambda cache: entry(cache, "k", b"j" + BRACES, compress=True), "too_large", 8),
-        (lambda cache: entry(cache, "k", b"j" + bytes(64 * MIB), compress=True), "too_large", 8),
-        (lambda cache: b"x" * 64 * MIB, "too_large", 8),
-        # The most that our own limit lets through: 349,000 of them in 1 MiB.
-        (lambda cache: entry(cache, "k", b"j" + BRACES[: MIB - 4] + b"x"), "undecodable", 64),
-    ],
-    ids=["bare", "in an entry", "compressed", "a bomb", "64 MB", "within the limit"],
-)
 def test_the_memory_that_hostile_bytes_take_is_bounded(
-    cache: RedisCache,
-    redis_server: PrivateServer,
-    make: Callable[[RedisCache], bytes],
-    reason: str,
-    at_most_mib: int,
+    cache: RedisCache, redis_server: PrivateServer
 ) -> None:
     """9 MB of `{},{},...` are 3 million objects and 170 MB: a few of them end a worker."""
-    redis_server.command("SET", name_of(cache, "k"), make(cache))
-    outcome, why, grown_mib, breaker = read_in_a_child(redis_server)
-    assert (outcome, why, breaker) == ("corrupt", reason, "closed")
-    assert grown_mib <= at_most_mib
-    assert redis_server.command("EXISTS", name_of(cache, "k")) == 0
+    with a_process(PACKAGE.parent, redis_server) as ask:
+        ask("set k")
+        ask("measure k")
+        for name, (make, reason, at_most_mib) in GIANTS.items():
+            redis_server.command("SET", name_of(cache, "k"), make(cache))
+            outcome, why, grown_mib, breaker = ask("measure k").split()
+            assert (outcome, why, breaker) == ("corrupt", reason, "closed"), name
+            assert int(grown_mib) <= at_most_mib, name
+            assert redis_server.command("EXISTS", name_of(cache, "k")) == 0, name
 
 
 def test_a_value_above_the_limit_is_not_even_sent(
@@ -368,18 +392,6 @@ def test_processes_with_and_without_the_secret_show_each_other_nothing_wrong(
 
 # Two releases in a rolling deploy ---------------------------------------------------------------
 
-ASK = """
-import sys
-from jmcache import CacheSettings, RedisCacheFactory
-settings = CacheSettings.from_url(sys.argv[1], namespace="test", operation_timeout=10.0)
-with RedisCacheFactory.create_cache(settings) as cache:
-    if sys.argv[2] == "set":
-        print(cache.set(sys.argv[3], sys.argv[4]))
-    else:
-        found = cache.lookup(sys.argv[3])
-        print(found.outcome, found.reason, found.value, cache.stats().corrupt)
-"""
-
 
 def test_two_versions_of_the_format_leave_each_others_entries_alone(
     redis_server: PrivateServer, tmp_path: Path
@@ -391,23 +403,14 @@ def test_two_versions_of_the_format_leave_each_others_entries_alone(
     source = module.read_text(encoding="utf-8")
     assert source.count("\nVERSION = 1\n") == 1
     module.write_text(source.replace("\nVERSION = 1\n", "\nVERSION = 2\n"), encoding="utf-8")
-
-    def ask(home: Path, *words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", ASK, redis_server.url, *words],
-            cwd=home,  # comes before everything else on the path
-            env={**os.environ, "PYTHONPATH": str(home)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return done.stdout.strip()
-
-    for writer, reader in ((PACKAGE.parent, tmp_path), (tmp_path, PACKAGE.parent)):
-        assert ask(writer, "set", "k", "mine") == "True"
-        assert ask(reader, "get", "k") == "miss version None 0"
-        assert ask(writer, "get", "k") == "hit  mine 0", "it is still there"
+    with (
+        a_process(PACKAGE.parent, redis_server) as one,
+        a_process(tmp_path, redis_server) as two,
+    ):
+        for writer, reader in ((one, two), (two, one)):
+            assert writer("set k") == "True"
+            assert reader("get k") == "miss version None 0"
+            assert writer("get k") == "hit  mine 0", "it is still there"
 
 
 # The page ---------------------------------------------------------------------------------------
@@ -417,11 +420,6 @@ def test_the_page_names_tests_that_are_there() -> None:
     """A line of the checklist whose test was renamed or removed is only a claim."""
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     named = re.findall(r"\[(test_\w+)\]\((?:\.\./)+(tests/[\w/]+\.py)\)", page)
-    missing = []
-    for name, path in named:
-        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        if name not in defined:
-            missing.append((name, path))
-    assert missing == []
+    sources = {path: (ROOT / path).read_text(encoding="utf-8") for _, path in named}
+    assert [link for link in named if f"\ndef {link[0]}(" not in sources[link[1]]] == []
     assert len(set(named)) > 40
