@@ -118,6 +118,8 @@ def text(run: Run, verdict: Iterable[Promise]) -> str:
         times,
         "",
     ]
+    if run["checked"] > 1:
+        lines[-1:] = [f"checked {run['checked']} times, until the machine was less busy", ""]
     lines += [
         f"{'held  ' if promise.held else 'BROKEN'}  {promise.text}: {promise.figure}"
         for promise in verdict
