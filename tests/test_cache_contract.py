@@ -1,6 +1,7 @@
-"""What every cache promises, held against all four: Redis, a cluster, the fake, and memory://.
+"""What every cache promises, held against all five: Redis, a cluster, the fake, and memory://.
 
-The fake runs through our own pool code on fakeredis; memory:// keeps everything in this process.
+Redis twice, once with signed entries. The fake runs through our own pool code on fakeredis;
+memory:// keeps everything in this process.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ MATCHES = [
 MakeCache = Callable[[str], Cache]
 
 
-@pytest.fixture(params=["redis", "cluster", "fake", "memory"])
+@pytest.fixture(params=["redis", "signed", "cluster", "fake", "memory"])
 def make_cache(request: pytest.FixtureRequest) -> Iterator[MakeCache]:
     """Make caches in the same Redis (or fake, or process), each in the namespace it is given."""
     with contextlib.ExitStack() as opened:
-        if request.param == "redis":
+        if request.param in ("redis", "signed"):
             server = request.getfixturevalue("redis_server")
-            settings = CacheSettings.from_url(server.url, operation_timeout=5.0)
+            secrets = ("s" * 32,) if request.param == "signed" else ()
+            settings = CacheSettings.from_url(
+                server.url, operation_timeout=5.0, entry_secrets=secrets
+            )
         elif request.param == "cluster":
             cluster = request.getfixturevalue("redis_cluster")
             settings = CacheSettings.from_url(cluster.url, operation_timeout=5.0)
