@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jmcache.testing import PrivateServer
+from jmcache.testing import FaultProxy, PrivateServer
 
 
 @pytest.fixture
@@ -21,6 +21,13 @@ def server() -> Iterator[PrivateServer]:
 def tcp() -> Iterator[PrivateServer]:
     """As server, on a port of 127.0.0.1."""
     with PrivateServer(tcp=True) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(server: PrivateServer) -> Iterator[FaultProxy]:
+    """The network to *server*; to be asked for before `observe`, which looks for what is left."""
+    with FaultProxy(server) as running:
         yield running
 
 
