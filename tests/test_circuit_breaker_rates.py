@@ -476,6 +476,29 @@ def test_every_share_is_off_unless_asked_for(clock):
     assert breaker.state is CLOSED
 
 
+def test_shares_look_back_ten_seconds_and_want_twenty_calls_unless_told_otherwise(make, clock):
+    """What the documentation says."""
+    breaker = make(failure_rate_threshold=0.5, slow_call_threshold=0.125)
+    calls(breaker, "failure", 1)
+    clock.advance(9.75)
+    calls(breaker, "failure", 18)
+    assert breaker.state is CLOSED
+    assert tally(breaker, clock) == (19, 19, 0)
+    clock.advance(0.25)
+    assert tally(breaker, clock) == (18, 18, 0)
+    calls(breaker, "failure", 1)
+    assert breaker.state is CLOSED
+    calls(breaker, "failure", 1)
+    assert breaker.state is OPEN
+
+    breaker.probe(end_in, "success")
+    calls(breaker, "success", 10)
+    for _ in range(10):
+        assert breaker.state is CLOSED
+        slow_call(breaker, clock, 0.25, "success")
+    assert breaker.state is OPEN
+
+
 def test_largest_and_smallest_shares_are_taken_as_they_are(make):
     """1 is all of them, not none; 1 call can be enough."""
     breaker = make(failure_rate_threshold=1, rate_min_calls=3)

@@ -61,6 +61,14 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
+def ask_until(condition: Callable[[], object], ask: Callable[[], object]) -> None:
+    for _ in range(60):
+        if condition():
+            return
+        ask()
+    raise AssertionError("asked 60 times, to no avail")
+
+
 def told_by(breaker: CircuitBreaker) -> list[Transition]:
     told: list[Transition] = []
     breaker.on_change(told.append)
@@ -78,9 +86,11 @@ def in_turn(word: bytes, pattern: str) -> Callable[[list[bytes]], bool]:
 
 def test_while_it_is_open_not_one_byte_reaches_the_server_but_the_probes():
     """B13: a server that struggles to its feet needs every caller to leave it alone."""
-    with ScriptedServer(answering(LOADING)) as server, cache_of(server.settings()) as cache:
-        while cache._breaker.state is not OPEN:
-            cache.get("k")
+    with (
+        ScriptedServer(answering(LOADING)) as server,
+        cache_of(patient(server, max_retries=0)) as cache,
+    ):
+        ask_until(lambda: cache._breaker.state is OPEN, lambda: cache.get("k"))
         begin, over = len(server.commands), threading.Event()
         answers: list[object] = []
 
@@ -278,7 +288,7 @@ def test_a_command_that_is_forbidden_is_in_no_row_and_no_share():
         with cache_of(chosen) as cache:
             for _ in range(25):
                 assert cache.set("k", 1) is False
-                assert cache.lookup("k").reason == "absent"
+            assert cache.lookup("k").reason == "absent"
             assert (cache._breaker.state, cache._write_breaker.state) == (CLOSED, CLOSED)
 
 
@@ -313,8 +323,7 @@ def test_by_default_three_of_four_calls_failing_open_it():
         cache_of(patient(server, max_retries=0)) as cache,
     ):
         cache._health.stop()
-        while cache._breaker.state is CLOSED:
-            cache.get("k")
+        ask_until(lambda: cache._breaker.state is not CLOSED, lambda: cache.get("k"))
         assert len(server.asked()) == 20
 
 
@@ -347,8 +356,7 @@ def test_refused_writes_open_the_breaker_for_writes_by_their_share():
     with ScriptedServer(answering(*answers)) as server, cache_of(patient(server)) as cache:
         cache._health.stop()
         told = told_by(cache._write_breaker)
-        while not told:
-            cache.set("k", 1)
+        ask_until(lambda: told, lambda: cache.set("k", 1))
         assert (told[0].after, told[0].reason) == (OPEN, "oom")
         assert told[0].cause == "15 failures in 20 calls"
         assert cache._breaker.state is CLOSED
@@ -362,8 +370,7 @@ def test_slow_answers_open_it_where_a_limit_is_set_and_quick_ones_close_it(tcp_s
             assert cache.set("k", 1)
             told = told_by(cache._breaker)
             slow = proxy.latency(0.3)
-            while not told:
-                cache.get("k")
+            ask_until(lambda: told, lambda: cache.get("k"))
             assert (told[0].after, told[0].reason) == (OPEN, "slow")
             wait_for(lambda: any(t.cause == "a slow probe" for t in told))
             slow.remove()
