@@ -15,7 +15,7 @@ from soak.contenders import CONTENDERS
 from soak.forks import used_by_a_child
 from soak.interrupts import drive_cancelled, drive_interrupted
 from soak.judge import Tally, add, total
-from soak.load import THINK_S, Script, callers_script, checking_script, drive, drive_async
+from soak.load import Script, callers_script, checking_script, drive, drive_async
 from soak.punctuality import Punctuality
 from soak.trace import MARKER, replay
 
@@ -104,9 +104,9 @@ class Callers:
         self._tallies.append(tally)
         return tally
 
-    def _checking(self, right: list[str]) -> tuple[Script, Any, Tally, Callable[[], bool], float]:
+    def _checking(self, right: list[str]) -> tuple[Script, Any, Tally, Callable[[], bool]]:
         script = checking_script(self._options["name"], right)
-        return script, self.cache, self._tally(), lambda: True, 0.0
+        return script, self.cache, self._tally(), lambda: True
 
 
 class Threads(Callers):
@@ -121,7 +121,7 @@ class Threads(Callers):
         self._threads = [
             threading.Thread(
                 target=drive,
-                args=(script, self.cache, tally, lambda: self._going, THINK_S),
+                args=(script, self.cache, tally, lambda: self._going),
                 name="soak-caller",
                 daemon=True,
             )
@@ -172,7 +172,7 @@ class Tasks(Callers):
         self._going = True
         self._futures = [
             asyncio.run_coroutine_threadsafe(
-                drive_async(script, self.cache, tally, lambda: self._going, THINK_S),
+                drive_async(script, self.cache, tally, lambda: self._going),
                 self._loop,
             )
             for script, tally in self._jobs()

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from soak.contenders import DEADLINE_S
 from soak.judge import Tally, total
-from soak.load import THINK_S, Script, drive
+from soak.load import Script, drive
 from soak.punctuality import Lag, Punctuality, Ticker
 
 _CALLS = 20
@@ -50,7 +50,7 @@ def _be_the_child(make_script: Callable[[Tally], Script], cache: Any, pipe: int)
         ticker = Ticker(lag, punctuality)
         tally = Tally(punctuality, own_thread=True)
         left = iter(range(_CALLS))
-        drive(make_script(tally), cache, tally, lambda: next(left, None) is not None, THINK_S)
+        drive(make_script(tally), cache, tally, lambda: next(left, None) is not None)
         ticker.stop()
         seen = {**total([tally], time.monotonic()), "late": punctuality.late}
         os.write(pipe, json.dumps(seen).encode())

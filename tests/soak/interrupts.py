@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from soak.judge import Tally
-from soak.load import NOTHING, THINK_S, Script
+from soak.load import NOTHING, Script
 
 _LONGEST_S = 0.002  # until the timer strikes: a call takes about as long
 
@@ -44,7 +44,7 @@ def drive_interrupted(script: Script, tally: Tally, cache: Any, seconds: float) 
     """Carry out *script* on the main thread, with a timer that strikes in the middle of calls."""
     timer, rand = _Timer(), random.Random()
     over = time.monotonic() + seconds
-    verb, args = next(script)
+    verb, args, _ = next(script)
     while time.monotonic() < over:
         answer = NOTHING[verb]
         started = tally.begin()
@@ -59,7 +59,7 @@ def drive_interrupted(script: Script, tally: Tally, cache: Any, seconds: float) 
         except Exception as error:  # noqa: BLE001 - counted: none may reach a caller
             tally.raised(error)
         tally.end(verb, started)
-        verb, args = script.send(answer)
+        verb, args, _ = script.send(answer)
     tally.close()
 
 
@@ -71,8 +71,9 @@ async def drive_cancelled(jobs: list[tuple[Script, Tally]], cache: Any, seconds:
 async def _drive_cancelled(script: Script, tally: Tally, cache: Any, seconds: float) -> None:
     rand = random.Random()
     over = time.monotonic() + seconds
-    verb, args = next(script)
+    verb, args, think_s = next(script)
     while time.monotonic() < over:
+        await asyncio.sleep(think_s)
         answer = NOTHING[verb]
         started = tally.begin()
         call = asyncio.ensure_future(getattr(cache, verb)(*args))
@@ -86,6 +87,5 @@ async def _drive_cancelled(script: Script, tally: Tally, cache: Any, seconds: fl
         except Exception as error:  # noqa: BLE001 - counted: none may reach a caller
             tally.raised(error)
         tally.end(verb, started)
-        verb, args = script.send(answer)
-        await asyncio.sleep(THINK_S)
+        verb, args, think_s = script.send(answer)
     tally.close()
