@@ -17,7 +17,6 @@ class Row(NamedTuple):
     fault: str
     bar: str  # beyond what is asked of every row
     level: str
-    kept_by: str = ""  # module of jmcache in which the guard is; its removal fails the row's tests
 
 
 ROWS = (
@@ -79,3 +78,35 @@ ROWS = (
     Row(56, "no thread can be started", "works without it; one caller probes", "U"),
     Row(57, "wall clock jumps", "nothing notices", "U"),
 )  # fmt: skip
+
+# The module of jmcache in which the guard of a row is: without it the row's tests fail.
+KEPT_BY = {
+    1: "errors",  # what is refused is not retried
+    2: "connection._socket",  # every wait is cut to the deadline
+    4: "connection._socket",
+    5: "health",  # the probe while the breaker is open
+    6: "errors",
+    7: "connection._connection",  # an idle connection is looked at before it is used
+    8: "connection._socket",
+    9: "connection._socket",
+    24: "connection._translate",  # what the word means: for writes only
+    25: "connection._node",  # connections dropped after READONLY
+    26: "connection._translate",
+    27: "connection._translate",
+    28: "connection._translate",
+    29: "connection._socket",
+    30: "health",  # pauses that grow
+    31: "health",
+    32: "errors",  # a right that is missing counts nothing
+    33: "connection._connection",  # the name of the client is a courtesy
+    34: "connection._connection",  # what the server said is read also when it takes nothing
+    35: "connection._connection",
+    36: "connection._connection",
+    38: "errors",
+    49: "connection._translate",
+    50: "envelope",  # magic, checksum, and the key's digest
+    51: "connection._replies",  # more than any value of ours may have is left unread
+    55: "connection._wire",  # no SET without a TTL
+    56: "health",  # a thread that cannot be started is no error
+    57: "deadline",  # the monotonic clock
+}

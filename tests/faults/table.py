@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rows import ROWS, Row
+from rows import KEPT_BY, ROWS, Row
 
 from jmcache.testing import find_server
 
@@ -99,7 +99,7 @@ def _line(row: Row, reports: list[Report], tests: Tests) -> str:
         ", ".join(sorted(breaker)) or ("nothing" if any("breaker" in r for r in reports) else ""),
         _longest(reports, "longest_s", " ms", 1000),
         _longest(reports, "back_s", " s", 1),
-        _code(row.kept_by) if row.kept_by else "",
+        _code(KEPT_BY[row.number]) if row.number in KEPT_BY else "",
         ", ".join(links),
     ]
     return f"| {' | '.join(cells)} |\n"
