@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 import tracemalloc
@@ -535,6 +536,23 @@ def test_checks_that_are_switched_off_are_off(
             tls=True, tls_ca_certs=certificates.stranger, tls_check_hostname=False
         )
         fails(lambda d: manage(settings).get(b"a", d), RedisMisconfiguredError, within_s=1.0)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_nothing_older_than_tls_1_2_is_spoken(
+    verify: bool, manage: Manage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose OpenSSL still allows 1.0, for some other program's sake."""
+
+    def lenient(**options: Any) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", lenient)
+    manager = manage(host="127.0.0.1", tls=True, tls_verify=verify)
+    context = manager._server.pool.connection_kwargs["tls"].context()
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 def test_a_certificate_of_ours_is_shown(certificates: Certificates, manage: Manage) -> None:

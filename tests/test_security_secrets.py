@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import logging
 import sys
@@ -20,6 +21,7 @@ import pytest
 from certificates import Certificates
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from interrupter import Interrupt, Interrupter
 from scripted_server import END, RESET, Client, ScriptedServer, answering
 
 import jmcache
@@ -229,6 +231,41 @@ def test_no_frame_of_a_failed_log_in_or_connect_holds_the_password(settings: Cac
         except RedisError as error:
             assert_keeps_no_secret(error)
     manager.close()
+
+
+def test_no_frame_of_a_log_in_that_could_not_be_sent_holds_the_password(tmp_path: Path) -> None:
+    """A server that stops in the middle of it: the bytes that were to go are still at hand."""
+    long = PASSWORD + "x" * 4_000_000  # more than the system takes before somebody reads
+    with ScriptedServer(
+        lambda client: client._server.over.wait(), unix_path=tmp_path / "s"
+    ) as server:
+        manager = RedisConnectionManager(server.settings(password=long))
+        with pytest.raises(RedisError) as caught:
+            manager.get(b"k", Deadline(0.3))
+        manager.close()
+    assert caught.value.reason == "timeout"
+    assert_keeps_no_secret(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_no_frame_of_an_interrupted_log_in_holds_the_password() -> None:
+    """A time limit may strike at any point of it, and its traceback is reported."""
+    with PrivateServer() as server:
+        server.command("ACL", "SETUSER", USER, "on", f">{PASSWORD}", "~*", "+@all")
+        settings = CacheSettings.from_url(server.url, username=USER, password=PASSWORD)
+        manager = RedisConnectionManager(settings)
+        manager.get(b"k", Deadline(5.0))
+        for point in itertools.count():
+            manager.drop_connections()
+            try:
+                with Interrupter(point) as interrupter:
+                    manager.get(b"k", Deadline(5.0))
+            except Interrupt as error:
+                assert_keeps_no_secret(error)
+            if not interrupter.done:
+                break
+        manager.close()
+    assert point > 50
 
 
 # What is in the process --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from jmcache.connection._resolver import Resolver
 from jmcache.connection._socket import DeadlineSocket
 from jmcache.connection._tls import Tls
 from jmcache.connection._translate import is_foreign, translate
-from jmcache.connection._wire import OK, pack
+from jmcache.connection._wire import OK, pack, pack_auth
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisMisconfiguredError, RedisRejectedError, RedisTimeoutError
 
@@ -137,9 +137,9 @@ class Connection:
         raise NotImplementedError
 
     def _send_greeting(self, pair: Pair) -> list[str]:
-        # Apart from the reading, so that no frame of a failed log-in holds the password.
+        # Views, see pack_auth: a failed log-in shows its frames.
         commands = greeting(self._db, *pair)
-        self._sock.sendall(b"".join(commands.values()))
+        self._sock.sendall(memoryview(b"".join(commands.values())))
         return list(commands)
 
 
@@ -195,15 +195,14 @@ class UnixConnection(Connection):
         self._sock.connect(socket.AF_UNIX, self._path, deadline)
 
 
-def greeting(db: int, username: str | None, password: str | None) -> dict[str, bytes]:
+def greeting(db: int, username: str | None, password: str | None) -> dict[str, bytes | memoryview]:
     """Return what to send first, by command: log in, choose the database, name the client.
 
     All of it is sent at once, in one round trip; each reply is to be OK or judged.
     """
-    commands = {}
+    commands: dict[str, bytes | memoryview] = {}
     if password or username:
-        user = (username.encode(),) if username else ()
-        commands["AUTH"] = pack(b"AUTH", *user, (password or "").encode())
+        commands["AUTH"] = pack_auth(username, password or "")
     if db:
         commands["SELECT"] = pack(b"SELECT", b"%d" % db)
     return commands | {"CLIENT": pack(b"CLIENT", b"SETINFO", b"LIB-NAME", b"jmcache")}

@@ -61,7 +61,7 @@ def _greet(credentials: Credentials, seconds: float, connection: Any) -> None:
     connection._parser.on_connect(connection)  # noqa: SLF001 - there is no other way to it
     pair = credentials.get(Deadline(seconds))
     for command, packed in greeting(connection.db, *pair).items():
-        connection.send_packed_command([packed], check_health=False)
+        connection.send_packed_command([bytes(packed)], check_health=False)
         try:
             reply = _read(connection, OK)
         except redis.AuthenticationError:

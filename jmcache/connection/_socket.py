@@ -93,11 +93,11 @@ class DeadlineSocket:
         number: int = self._sock.fileno()
         return number
 
-    def sendall(self, data: bytes) -> None:
+    def sendall(self, data: bytes | memoryview) -> None:
         """Hand all of *data* to the system."""
         self._send(self.to_wire(data))
 
-    def to_wire(self, data: bytes) -> bytes:
+    def to_wire(self, data: bytes | memoryview) -> bytes | memoryview:
         """Return what to send for *data*, which is of use once, and next."""
         tls = self._tls
         if tls is None:
@@ -140,8 +140,8 @@ class DeadlineSocket:
             except BlockingIOError:
                 continue
 
-    def _send(self, data: bytes) -> None:
-        rest: bytes | memoryview = data
+    def _send(self, data: bytes | memoryview) -> None:
+        rest = data
         while rest:
             try:
                 sent = self._sock.send(rest)

@@ -53,6 +53,7 @@ class Tls:
 
     def _read(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=self._ca_certs)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever the system's OpenSSL is set to
         context.check_hostname = self._verify and self._check_hostname
         context.verify_mode = ssl.CERT_REQUIRED if self._verify else ssl.CERT_NONE
         if self._certfile is not None:
@@ -93,7 +94,7 @@ class TlsLayer:
             return False
         return True
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         """Take all of *data* to be sent; False: not before more came from the wire."""
         try:
             self._object.write(data)
