@@ -48,18 +48,17 @@ class _Backend:
         self.outage = OutageLog(settings.endpoint)
         self.write_outage = OutageLog(f"{settings.endpoint} for writes", lines=2)
         self._settings = settings
+        # No call is slow for the others: around that for writes are all attempts and their waits,
+        # and a bundle that several nodes of a cluster answer takes each as long as the slowest.
         self.breaker = self._new_breaker(
-            f"jmcache {settings.endpoint}", self.connection.holds_against
+            settings.endpoint,
+            self.connection.holds_against,
+            slow_call_threshold=settings.slow_call_threshold,
         )
-        # No call is slow for this one: around it are all attempts of a write, and their waits.
-        self.write_breaker = CircuitBreaker(
-            settings.failure_threshold,
-            min(settings.reset_timeout, _WRITES_AGAIN_S),
-            failure_rate_threshold=settings.failure_rate_threshold,
-            rate_window=settings.rate_window,
-            rate_min_calls=settings.rate_min_calls,
-            name=f"jmcache {settings.endpoint} writes",
-            counts=lambda error: error.trips_writes,
+        self.write_breaker = self._new_breaker(
+            f"{settings.endpoint} writes",
+            lambda error: error.trips_writes,
+            reset_timeout=min(settings.reset_timeout, _WRITES_AGAIN_S),
         )
         self.health = HealthThread(
             self._probe,
@@ -77,22 +76,29 @@ class _Backend:
         if transition.before == "closed":
             self.health.ring()
 
-    def _new_breaker(self, name: str, counts: Callable[[RedisError], bool]) -> CircuitBreaker:
+    def _new_breaker(
+        self,
+        whose: str,
+        counts: Callable[[RedisError], bool],
+        *,
+        reset_timeout: float | None = None,
+        slow_call_threshold: float | None = None,
+    ) -> CircuitBreaker:
         settings = self._settings
         return CircuitBreaker(
             settings.failure_threshold,
-            settings.reset_timeout,
+            reset_timeout or settings.reset_timeout,
             failure_rate_threshold=settings.failure_rate_threshold,
-            slow_call_threshold=settings.slow_call_threshold,
+            slow_call_threshold=slow_call_threshold,
             slow_call_rate_threshold=settings.slow_call_rate_threshold,
             rate_window=settings.rate_window,
             rate_min_calls=settings.rate_min_calls,
-            name=name,
+            name=f"jmcache {whose}",
             counts=counts,
         )
 
     def _guard_node(self, node: str, counts: Callable[[RedisError], bool]) -> NodeGuard:
-        breaker = self._new_breaker(f"jmcache {node}", counts)
+        breaker = self._new_breaker(node, counts)
         breaker.on_change(self._on_change)
         return NodeGuard(breaker, OutageLog(node, lines=2))
 

@@ -24,6 +24,7 @@ from jmcache import (
     RedisCacheFactory,
 )
 from jmcache.circuit_breaker import Transition
+from jmcache.factory import _Backend
 from jmcache.testing import FaultProxy, PrivateServer
 
 LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
@@ -192,7 +193,7 @@ def test_a_dead_redis_cuts_off_no_other_and_all_caches_on_it(tcp_server: Private
     common = {"max_retries": 0, "operation_timeout": WAIT_S}
     with (
         FaultProxy(tcp_server) as proxy,
-        cache_of(CacheSettings.from_url(tcp_server.url, namespace="a")) as healthy,
+        cache_of(CacheSettings.from_url(tcp_server.url, namespace="a", **common)) as healthy,
         cache_of(proxy.settings(namespace="a", **common)) as dead,
         cache_of(proxy.settings(namespace="b", ttl=5, **common)) as beside_it,
     ):
@@ -208,12 +209,12 @@ def test_a_dead_redis_cuts_off_no_other_and_all_caches_on_it(tcp_server: Private
 
 def test_a_redis_that_takes_no_writes_is_still_read_from(redis_server, settings):
     """B10: one breaker for both would throw away the reads, which are most of the use."""
-    with cache_of(settings()) as cache:
+    with cache_of(settings(operation_timeout=WAIT_S)) as cache:
         assert cache.set("k", 1)
         for _ in range(20):
             cache._write_breaker.record_failure()
-        assert cache.lookup("k").outcome is Outcome.HIT
         assert cache.set("k", 2) is False
+        assert cache.get("k") == 1
         assert cache._breaker.state is CLOSED
 
 
@@ -283,7 +284,12 @@ def test_a_command_that_is_forbidden_is_in_no_row_and_no_share():
     with PrivateServer() as server:
         server.command("ACL", "SETUSER", "app", "on", ">s3cret", "~*", "+get")
         chosen = CacheSettings.from_url(
-            server.url, username="app", password="s3cret", failure_threshold=2, rate_min_calls=2
+            server.url,
+            username="app",
+            password="s3cret",
+            failure_threshold=2,
+            rate_min_calls=2,
+            operation_timeout=WAIT_S,
         )
         with cache_of(chosen) as cache:
             for _ in range(25):
@@ -395,7 +401,7 @@ def settings_of(breaker: CircuitBreaker) -> dict[str, Any]:
     return {name: getattr(rules, name) for name in rules.__dataclass_fields__}
 
 
-def test_the_factory_hands_every_share_on(redis_server, settings):
+def test_the_factory_hands_every_share_on(settings):
     """A setting that reaches nobody is believed to protect."""
     given = {
         "failure_threshold": 7,
@@ -406,11 +412,16 @@ def test_the_factory_hands_every_share_on(redis_server, settings):
         "rate_window": 6.0,
         "rate_min_calls": 9,
     }
-    with cache_of(settings(**given)) as cache:
-        assert settings_of(cache._breaker).items() >= given.items()
-        for_writes = settings_of(cache._write_breaker)
-        # Around a write are all its attempts, and their waits: its time says nothing.
-        assert for_writes.pop("slow_call_threshold") is None
-        del given["slow_call_threshold"], given["slow_call_rate_threshold"]
-        del given["reset_timeout"]  # it is tried sooner: a refusal costs one round trip
-        assert for_writes.items() >= given.items()
+    chosen = settings(**given)
+    backend = _Backend(chosen)
+    node = backend._guard_node("node", lambda error: error.trips)
+    assert settings_of(backend.breaker) == given | {"half_open_max_calls": 1}
+    for other in (backend.write_breaker, node._breaker):
+        rules = settings_of(other)
+        # Around a write are all its attempts and their waits, and the nodes of a bundle wait for
+        # each other: how long it took says nothing.
+        assert rules.pop("slow_call_threshold") is None
+        # Writes are tried sooner: a refusal costs one round trip.
+        assert rules.pop("reset_timeout") == (1.0 if other is backend.write_breaker else 8.0)
+        assert rules.items() <= (given | {"half_open_max_calls": 1}).items()
+    backend.close()
