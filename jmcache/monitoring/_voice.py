@@ -13,7 +13,7 @@ import logging
 import threading
 from typing import Any
 
-WAIT_S = 0.02  # a caller, or its event loop, waits no longer for order among lines; 0.0001 is usual
+WAIT_S = 0.01  # a caller, or its event loop, waits no longer for order among lines; 0.0001 is usual
 
 
 def say(log: logging.Logger, level: int, text: str, fields: dict[str, Any]) -> None:
