@@ -98,7 +98,8 @@ def text(run: Run, verdict: Iterable[Promise]) -> str:
     """Return the report for people."""
     total = summed(run)
     about = run["about"]
-    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(run["faults"].items()))
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(run["faults"].items()) if count)
+    never = ", ".join(kind for kind, count in sorted(run["faults"].items()) if not count)
     figures = (
         f"{total['calls']:,} calls, {total['hits']:,} verified hits, {total['misses']:,} misses,"
         f" {total['confirmed']:,} writes confirmed, {total['unconfirmed']:,} not"
@@ -114,6 +115,7 @@ def text(run: Run, verdict: Iterable[Promise]) -> str:
         "",
         figures,
         f"{sum(run['faults'].values())} faults in {run['episodes']} episodes: {kinds}",
+        *([f"no time was left for: {never}"] if never else []),
         broken_off,
         times,
         "",
