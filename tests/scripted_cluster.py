@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -125,12 +126,12 @@ class ScriptedCluster:
     def slots(self) -> bytes:
         """The reply to CLUSTER SLOTS."""
         owners = self.owners if self.told is None else self.told
-        spans: list[list[int]] = []
-        for slot, owner in enumerate(owners):
-            if spans and spans[-1][2] == owner:
-                spans[-1][1] = slot
-            else:
-                spans.append([slot, slot, owner])
+        spans: list[tuple[int, int, int]] = []
+        first = 0
+        for owner, slots in itertools.groupby(owners):
+            end = first + sum(1 for _ in slots)
+            spans.append((first, end - 1, owner))
+            first = end
         return b"*%d\r\n" % len(spans) + b"".join(
             b"*3\r\n:%d\r\n:%d\r\n*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$40\r\n%b\r\n"
             % (first, last, self.ports[owner], b"%040d" % owner)

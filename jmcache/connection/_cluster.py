@@ -263,13 +263,14 @@ class Cluster:
 
     def _signs_of_life(self, deadline: Deadline) -> list[RedisError | None]:
         """Ask every master how it and the cluster are; None for one that is well."""
-        masters = self._guide.masters
-        errands = [_Errand(b"", CLUSTER_INFO, VALUE, place) for place in masters]
+        shut = [place for place in self._guide.masters if not self._members[place].guard.is_closed]
+        errands = [
+            _Errand(b"", CLUSTER_INFO, VALUE, place)
+            for place in self._guide.masters
+            if place not in shut
+        ]
         self._round(errands, deadline)
-        signs = {
-            place: _sign(errand.answer) for place, errand in zip(masters, errands, strict=True)
-        }
-        shut = [place for place, sign in signs.items() if isinstance(sign, RedisNodeDownError)]
+        signs = [_sign(errand.answer) for errand in errands]
         for left in range(len(shut), 0, -1):
             member = self._members[shut[-left]]
             within = deadline.part(1.0 / left)
@@ -277,8 +278,8 @@ class Cluster:
                 answer = member.guard.probe(member.node.ask, CLUSTER_INFO, VALUE, within)
             except RedisError as error:
                 answer = error
-            signs[shut[-left]] = _sign(answer)
-        return list(signs.values())
+            signs.append(_sign(answer))
+        return signs
 
 
 def _end(errands: list[_Errand], error: RedisError) -> None:

@@ -52,7 +52,7 @@ class Part:
         self.error: RedisError | None = None
         self._node = node
         self._loan: list[Any] = []
-        self._clean = True  # nothing of an exchange is on its way
+        self._clean = False  # there is a connection, and nothing of an exchange on its way
         self._left_s = 0.0
         packed = [ASKING + one.packed if one.asking else one.packed for one in questions]
         self._packed = b"".join(packed)
@@ -77,7 +77,7 @@ class Part:
     def begin_at_once(self, deadline: Deadline) -> bool:
         """Send, if that takes no wait. False: `begin` has to."""
         try:
-            self._node.pool.borrow(self._loan, deadline, wait_share=0.0)
+            self._borrow(deadline, 0.0)
         except RedisError:
             return False
         if not self._loan[0].ready:
@@ -100,17 +100,24 @@ class Part:
         """The time is over."""
         self._attempt(_too_late)
 
-    def release(self) -> None:
-        """Give the connection back, or close it. May be repeated."""
-        if self._loan:
-            if self._clean:
-                self._node.pool.give_back(self._loan)
-            else:
-                self._node.pool.discard(self._loan)
+    def give_back(self) -> None:
+        """Give the connection back, or close it when it is not as it was."""
+        if self._loan and self._clean:
+            self._node.pool.give_back(self._loan)
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        """Close what connection there is. May be repeated."""
+        self._node.pool.discard(self._loan)
+
+    def _borrow(self, deadline: Deadline, wait_share: float) -> None:
+        self._node.pool.borrow(self._loan, deadline, wait_share=wait_share)
+        self._clean = True
 
     def _send_first(self, deadline: Deadline, within: Deadline) -> None:
         if not self._loan:
-            self._node.pool.borrow(self._loan, deadline, wait_share=_share_of(within, deadline))
+            self._borrow(deadline, _share_of(within, deadline))
         self._left_s = within.remaining()
         if self._left_s <= 0.0:
             raise RedisTimeoutError("the deadline is over")
@@ -150,13 +157,13 @@ def exchange(parts: Sequence[Part], deadline: Deadline) -> None:
             _read(parts, deadline)
         finally:
             for part in parts:
-                part.release()
+                part.give_back()
     finally:
         interrupt: BaseException | None = None
         while any(part.holds_connection for part in parts):  # interrupted in the lines above
             try:
                 for part in parts:
-                    part.release()
+                    part.discard()
             except BaseException as error:  # noqa: BLE001 - raised below
                 interrupt = error
         if interrupt is not None:

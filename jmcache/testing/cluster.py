@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from urllib.parse import quote
 
-from jmcache.testing.resp import Link, ReplyError
+from jmcache.testing.resp import Link, Reply, ReplyError
 from jmcache.testing.server import PrivateServer
 
 SLOTS = 16384
@@ -21,6 +21,8 @@ _BUS_ABOVE = 10_000  # the port of the nodes' own talk, above that for clients
 _PORTS = range(20_000, 65_536 - _BUS_ABOVE)
 _ATTEMPTS = 5
 _KEYS_AT_A_TIME = 100
+_SLOTS_AT_A_TIME = 50
+_ANSWER_WITHIN_S = 10.0
 _LOOK_AGAIN_S = 0.02
 _PATIENCE_S = 0.5  # with a node that may be paused
 
@@ -126,7 +128,7 @@ class PrivateCluster:
 
     def masters(self) -> list[PrivateServer]:
         """Return the nodes that have slots now, as those that answer see it."""
-        return list(dict.fromkeys(node for node in self._owners().values()))
+        return list(dict.fromkeys(self.owners().values()))
 
     def replica_of(self, master: PrivateServer) -> PrivateServer:
         """Return a replica of *master* that answers."""
@@ -136,48 +138,80 @@ class PrivateCluster:
                 return self._node(line[0])
         raise LookupError("it has no replica that is well")
 
+    def owners(self) -> dict[int, PrivateServer]:
+        """Return the master of every slot that has one, as those nodes that answer see it."""
+        owners: dict[int, PrivateServer] = {}
+        for line in self._view():
+            for span in line[8:]:
+                if not span.startswith("["):  # that is a slot on its way
+                    first, _, last = span.partition("-")
+                    for slot in range(int(first), int(last or first) + 1):
+                        owners[slot] = self._node(line[0])
+        return owners
+
     def master_of(self, key: str | bytes | int) -> PrivateServer:
         """Return the node that has a name in Redis, or a slot, now."""
-        return self._owners()[key if isinstance(key, int) else slot_of(key)]
+        return self.owners()[key if isinstance(key, int) else self.slot_of(key)]
+
+    @staticmethod
+    def slot_of(name: str | bytes) -> int:
+        """Return the slot of a name in Redis. Hash tags are not looked for."""
+        return slot_of(name)
 
     def slots_of(self, master: PrivateServer) -> list[int]:
         """Return the slots that *master* has now."""
-        return [slot for slot, owner in self._owners().items() if owner is master]
+        return [slot for slot, owner in self.owners().items() if owner is master]
 
     def begin_migration(self, slot: int, to: PrivateServer) -> None:
         """From now on *slot* is on its way to *to*: its keys are asked for here and there (ASK)."""
-        self._begin_migration(slot, self.master_of(slot), to)
+        self._begin_migration([slot], self.master_of(slot), to)
 
     def end_migration(self, slot: int, to: PrivateServer) -> None:
         """Move the keys of *slot*, and then the slot itself."""
-        self._end_migration(slot, self.master_of(slot), to, self.masters())
+        self._end_migration([slot], self.master_of(slot), to)
 
     def migrate(self, slots: Iterable[int], to: PrivateServer) -> None:
-        """Move *slots* with their keys to the master *to*, one after the other."""
-        owners = self._owners()
-        masters = list(dict.fromkeys(owners.values()))
-        for slot in slots:
-            if owners[slot] is not to:
-                self._begin_migration(slot, owners[slot], to)
-                self._end_migration(slot, owners[slot], to, masters)
+        """Move *slots* with their keys to the master *to*, some at a time."""
+        owners = self.owners()
+        for source in dict.fromkeys(owners.values()):
+            leaving = [slot for slot in slots if owners[slot] is source is not to]
+            for start in range(0, len(leaving), _SLOTS_AT_A_TIME):
+                some = leaving[start : start + _SLOTS_AT_A_TIME]
+                self._begin_migration(some, source, to)
+                self._end_migration(some, source, to)
 
-    def _begin_migration(self, slot: int, source: PrivateServer, to: PrivateServer) -> None:
-        to.command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._name(source))
-        source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", self._name(to))
+    def _begin_migration(
+        self, slots: Sequence[int], source: PrivateServer, to: PrivateServer
+    ) -> None:
+        for node, state, other in ((to, "IMPORTING", source), (source, "MIGRATING", to)):
+            name = self._name(other)
+            self._ask_all(node, [("CLUSTER", "SETSLOT", slot, state, name) for slot in slots])
 
     def _end_migration(
-        self, slot: int, source: PrivateServer, to: PrivateServer, masters: list[PrivateServer]
+        self, slots: Sequence[int], source: PrivateServer, to: PrivateServer
     ) -> None:
         auth = () if self._password is None else ("AUTH", self._password)
-        while keys := source.command("CLUSTER", "GETKEYSINSLOT", slot, _KEYS_AT_A_TIME):
-            names = (
-                [key for key in keys if isinstance(key, bytes)] if isinstance(keys, list) else []
-            )
-            source.command(
-                "MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "REPLACE", *auth, "KEYS", *names
-            )
-        for node in dict.fromkeys([to, source, *masters]):
-            node.command("CLUSTER", "SETSLOT", slot, "NODE", self._name(to))
+        head = ("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "REPLACE", *auth, "KEYS")
+        left = slots
+        while left:
+            asked = [("CLUSTER", "GETKEYSINSLOT", slot, _KEYS_AT_A_TIME) for slot in left]
+            found = dict(zip(left, self._ask_all(source, asked), strict=True))
+            left = [slot for slot in left if found[slot]]
+            self._ask_all(source, [(*head, *_texts(found[slot])) for slot in left])
+        name = self._name(to)
+        for node in dict.fromkeys([to, source, *self.masters()]):
+            self._ask_all(node, [("CLUSTER", "SETSLOT", slot, "NODE", name) for slot in slots])
+
+    def _ask_all(
+        self, node: PrivateServer, commands: Sequence[Sequence[str | bytes | float]]
+    ) -> list[Reply]:
+        link = Link(("127.0.0.1", node.port), _ANSWER_WITHIN_S)
+        try:
+            if self._password is not None:
+                link.ask("AUTH", self._password)
+            return link.ask_all(commands)
+        finally:
+            link.close()
 
     def fail_over(self, master: PrivateServer) -> PrivateServer:
         """Have a replica take the place of *master* in good order; return it when it has."""
@@ -241,16 +275,6 @@ class PrivateCluster:
             time.sleep(_LOOK_AGAIN_S)
         raise RuntimeError(f"the cluster did not come to {what} in {_READY_WITHIN_S:.0f} s")
 
-    def _owners(self) -> dict[int, PrivateServer]:
-        owners: dict[int, PrivateServer] = {}
-        for line in self._view():
-            for span in line[8:]:
-                if not span.startswith("["):  # that is a slot on its way
-                    first, _, last = span.partition("-")
-                    for slot in range(int(first), int(last or first) + 1):
-                        owners[slot] = self._node(line[0])
-        return owners
-
     def _view(self) -> list[list[str]]:
         """What the best informed node that answers has to say, see CLUSTER NODES."""
         views: list[tuple[int, int, list[list[str]]]] = []
@@ -299,6 +323,10 @@ def _free_pair() -> int:
         except OSError:
             continue
         return port
+
+
+def _texts(reply: Reply) -> list[bytes]:
+    return [one for one in reply if isinstance(one, bytes)] if isinstance(reply, list) else []
 
 
 def _answers(node: PrivateServer) -> bool:

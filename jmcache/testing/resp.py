@@ -9,6 +9,7 @@ import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import TypeAlias
 
 Reply: TypeAlias = "str | bytes | int | list[Reply] | None"
@@ -60,6 +61,21 @@ class Link:
         """
         self.send(*args)
         return self._read()
+
+    def ask_all(self, commands: Sequence[Sequence[str | bytes | float]]) -> list[Reply]:
+        """Send *commands* together and return their replies. Raises the first error among them."""
+        for command in commands:
+            self.send(*command)
+        replies: list[Reply] = []
+        refusal: ReplyError | None = None
+        for _ in commands:
+            try:
+                replies.append(self._read())
+            except ReplyError as error:
+                refusal = refusal or error
+        if refusal is not None:
+            raise refusal
+        return replies
 
     def send(self, *args: str | bytes | float) -> None:
         """Send one command whose reply nobody will read."""
