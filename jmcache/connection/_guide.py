@@ -47,11 +47,7 @@ class _Turn:
 
 
 class Guide:
-    """Leads to the node of a slot. Thread-safe.
-
-    Attributes:
-        masters: The nodes that have slots, as far as is known; none before the first look-up.
-    """
+    """Leads to the node of a slot. Thread-safe."""
 
     def __init__(self, seeds: Sequence[Address], members: Members) -> None:
         """Know nothing yet.
@@ -61,14 +57,18 @@ class Guide:
         """
         self._seeds = tuple(seeds)
         self._members = members
-        self.masters: tuple[Address, ...] = ()
-        self._replicas: tuple[Address, ...] = ()
-        self._owners: list[Address | None] = [None] * SLOTS  # replaced as a whole, or one by one
+        # Replaced as a whole; a slot that moved is put right in it.
+        self._map = SlotMap([None] * SLOTS, (), ())
         self._doubted = True
         self._look_at = 0.0  # monotonic seconds of the next look-up, not before
         self._hint: Address | None = None  # who knows better than the map
         self._lock = threading.Lock()
         self._turn: weakref.ref[_Turn] | None = None  # under _lock
+
+    @property
+    def masters(self) -> tuple[Address, ...]:
+        """The nodes that have slots, as far as is known; none before the first look-up."""
+        return self._map.masters
 
     @property
     def alone(self) -> bool:
@@ -85,13 +85,14 @@ class Guide:
         """
         if self._doubted and (not self.masters or time.monotonic() >= self._look_at):
             self.look_up(deadline)
-        return self._members[self._owners[slot] or random.choice(self.masters or self._seeds)]
+        known = self._map
+        return self._members[known.owners[slot] or random.choice(known.masters or self._seeds)]
 
     def follow(self, redirected: Redirected, member: Member) -> Address:
         """Return where *member* sent us, and remember it if it is for good."""
         to = (redirected.host or member.address[0], redirected.port)
         if not redirected.asking:
-            self._owners[redirected.slot] = to
+            self._map.owners[redirected.slot] = to
             self._hint = to
             self._doubted = True
         return to
@@ -125,7 +126,8 @@ class Guide:
                 self._doubted = True
             turn.over_at = 0.0  # a traceback may keep it
         if found is not None:
-            self._adopt(found)
+            self._map = found
+            self._members.keep({*found.masters, *self._seeds})
 
     def _take_turn(self, deadline: Deadline) -> _Turn | None:
         now = time.monotonic()
@@ -161,7 +163,7 @@ class Guide:
     def _candidates(self) -> list[Address]:
         """Whom to ask, the most promising first."""
         hint, self._hint = self._hint, None
-        places = [*self.masters, *self._replicas, *self._seeds]
+        places = [*self._map.masters, *self._map.replicas, *self._seeds]
         random.shuffle(places)
         places.sort(key=self._is_shut)
         return list(dict.fromkeys([hint, *places] if hint else places))
@@ -169,12 +171,6 @@ class Guide:
     def _is_shut(self, address: Address) -> bool:
         member = self._members.get(address)
         return member is not None and not member.guard.is_closed
-
-    def _adopt(self, found: SlotMap) -> None:
-        self._owners = found.owners
-        self._replicas = found.replicas
-        self.masters = found.masters
-        self._members.keep({*found.masters, *self._seeds})
 
 
 def _explained(error: RedisError) -> RedisError:
