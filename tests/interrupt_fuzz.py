@@ -27,10 +27,8 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -43,7 +41,6 @@ if "--without-hiredis" in sys.argv:
     sys.modules["hiredis"] = None  # type: ignore[assignment]  # what is not installed is not found
 
 import redis.utils
-from certificates import Certificates
 from live import held_locks_of
 
 from jmcache import CacheSettings, Outcome, RedisCache, RedisCacheFactory
@@ -397,21 +394,9 @@ def open_files() -> int:
 
 @contextlib.contextmanager
 def server_over(kind: str) -> Iterator[tuple[PrivateServer, CacheSettings]]:
-    """A server, and settings to reach it by."""
-    if kind != "tls":
-        with PrivateServer(tcp=kind == "tcp") as server:
-            yield server, CacheSettings.from_url(server.url)
-        return
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
-        files = Certificates(Path(folder))
-        port = free.getsockname()[1]
-        free.close()
-        key = files.good.replace(".pem", ".key")
-        shown = ("--tls-cert-file", files.good, "--tls-key-file", key)
-        trusted = ("--tls-ca-cert-file", files.authority, "--tls-auth-clients", "no")
-        arguments = ("--tls-port", str(port), *shown, *trusted)
-        with PrivateServer(tcp=True, args=arguments) as server:
-            yield server, CacheSettings(port=port, tls=True, tls_ca_certs=files.authority)
+    """A server that is reached over "unix", "tcp" or "tls", and settings for it."""
+    with PrivateServer(tcp=kind == "tcp", tls=kind == "tls") as server:
+        yield server, CacheSettings.from_url(server.url)
 
 
 def watch_hiredis() -> list[str]:

@@ -28,7 +28,8 @@ class OwnedLock(NamedTuple):
     lock: Any
 
     def __str__(self) -> str:
-        return f"{type(self.owner).__name__}.{self.name}"
+        owner = self.owner if isinstance(self.owner, (type, ModuleType)) else type(self.owner)
+        return f"{owner.__name__}.{self.name}"
 
     @property
     def guards(self) -> bool:
@@ -67,6 +68,17 @@ def locks_of(*roots: Any) -> list[OwnedLock]:
             if isinstance(value, LOCKS):
                 found[id(value)] = OwnedLock(thing, name, value)
     return list(found.values())
+
+
+def locks_of_modules() -> list[OwnedLock]:
+    """Every lock in a module of the library."""
+    return [
+        OwnedLock(module, name, value)
+        for module_name, module in tuple(sys.modules.items())
+        if module_name.partition(".")[0] == "jmcache"
+        for name, value in tuple(vars(module).items())
+        if isinstance(value, LOCKS)
+    ]
 
 
 def held_locks_of(*roots: Any) -> list[str]:
