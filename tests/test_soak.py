@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak import faults, judge, report
+from soak import faults, judge, report, saboteur
 from soak.judge import OwnKey, Tally, compose, is_of, total
 from soak.load import Script, callers_script, drive
 from soak.punctuality import Lag, Punctuality
@@ -346,10 +346,10 @@ def test_log_lines_are_counted_by_the_fullest_minute_and_searched_for_secrets(
 def test_one_seed_is_one_plan_and_every_kind_has_its_turn() -> None:
     """A run that cannot be repeated explains nothing, and a fault that never came tests nothing."""
     first, second = (
-        list(itertools.islice(faults.episodes(random.Random(7)), 200)) for _ in range(2)
+        list(itertools.islice(saboteur.episodes(random.Random(7)), 200)) for _ in range(2)
     )
     assert first == second
-    assert first != list(itertools.islice(faults.episodes(random.Random(8)), 200))
+    assert first != list(itertools.islice(saboteur.episodes(random.Random(8)), 200))
     counted = [kind for episode in first for kind in episode.kinds]
     turns = len(first) // len(faults.KINDS)
     assert len(faults.KINDS) >= 21
@@ -439,8 +439,8 @@ def test_a_client_that_believes_every_answer_does_not_pass(
 ) -> None:
     """The whole way, from a surplus reply on the wire to a line in the report."""
     kinds = {name: faults.KINDS[name] for name in ("late duplicate", "stopped")}
-    monkeypatch.setattr(faults, "KINDS", kinds)
-    monkeypatch.setattr(faults, "COMBINED_EVERY", 100)
+    monkeypatch.setattr(saboteur, "KINDS", kinds)
+    monkeypatch.setattr(saboteur, "COMBINED_EVERY", 100)
     plain = Plan(
         seconds=6, calls=0, seed=3, processes=0, threads=8, contenders=("redis-py", "redis-py")
     )

@@ -88,6 +88,17 @@ def test_a_refusal_is_the_servers_own_and_ends(server, client, name, how):
     change.undo()
 
 
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_server_that_is_killed_in_the_middle_starts_as_new(server, name):
+    """Faults come together: one that could not save could not be started again either."""
+    break_it, _, _ = REFUSALS[name]
+    with break_it(server):
+        server.kill()
+        server.start()
+        assert server.command("SET", "k", "w") == "OK"
+    assert server.command("GET", "k") == b"w"
+
+
 def test_changes_are_undone_in_any_order(server, client):
     """A test that ends in the middle leaves the rest to the fixture."""
     full, alone = server.fill(), server.require_replicas()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -27,13 +28,20 @@ def main() -> int:
     )
     print(f"seed {seed}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if asked.peers:
-        return _compare(plan, asked.json)
+    try:
+        return _compare(plan, asked.json) if asked.peers else _soak(plan, asked.json)
+    except KeyboardInterrupt:
+        _line()
+        print("interrupted; everything that was started has been ended", file=sys.stderr)
+        return 130
+
+
+def _soak(plan: Plan, path: Path | None) -> int:
     found = run(plan, _show, _interval_s())
     _line()
     verdict = report.promises(found)
     print(report.text(found, verdict))
-    _write(asked.json, {**found, "promises": [promise._asdict() for promise in verdict]})
+    _write(path, {**found, "promises": [promise._asdict() for promise in verdict]})
     return 0 if all(promise.held for promise in verdict) else 1
 
 
@@ -77,7 +85,8 @@ def _show(now: Progress) -> None:
     )
     if sys.stderr.isatty():
         filled = round(20 * min(now.share, 1.0))
-        print(f"\r\033[K[{'#' * filled:<20}] {line}"[:160], end="", file=sys.stderr, flush=True)
+        line = f"[{'#' * filled:<20}] {line}"[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
     else:
         print(line, file=sys.stderr, flush=True)
 

@@ -120,6 +120,8 @@ def text(run: Run, verdict: Iterable[Promise]) -> str:
         times,
         "",
     ]
+    if run["troubles"]:
+        lines[-1:] = [f"{len(run['troubles'])} episodes did not go as planned", ""]
     if run["checked"] > 1:
         lines[-1:] = [f"checked {run['checked']} times, until the machine was less busy", ""]
     lines += [

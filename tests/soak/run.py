@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from soak.crew import Crew, Replica
-from soak.faults import Lab, Saboteur
+from soak.faults import Lab
 from soak.judge import add
 from soak.load import CHECKS
 from soak.pulse import Pulse
 from soak.report import CONNECTIONS, Run
+from soak.saboteur import Saboteur
 
 _LOOK_EVERY_S = 0.5
 _BACK_WITHIN_S = 2.0  # after the last fault everything works again

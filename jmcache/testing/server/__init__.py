@@ -258,6 +258,7 @@ class PrivateServer(Breakable):
         self._forget()
         atexit.register(self.close)
         self._process.prepare()
+        self._let_saves_succeed()
         known_port = self._endpoint.known_port
         for _ in range(_PORT_ATTEMPTS):
             if known_port is None:

@@ -125,12 +125,11 @@ class Breakable:
     def fail_saves(self) -> Change:
         """Let saving to disk fail, so that writes are refused (MISCONF); reads go on."""
         # A folder stands where the file is to go. Rights would not stop root.
-        target = self._folder() / "dump.rdb"
-        target.mkdir()
+        (self._folder() / "dump.rdb").mkdir()
         configured = self.configure(save="3600 1", stop_writes_on_bgsave_error="yes")
 
         def undo() -> None:
-            target.rmdir()
+            self._let_saves_succeed()
             configured.undo()
 
         change = self._changed("fail_saves", undo)
@@ -139,6 +138,11 @@ class Breakable:
         self._await(lambda: b"bgsave_in_progress:0" in self._persistence())
         self._await(lambda: b"last_bgsave_status:err" in self._persistence())
         return change
+
+    def _let_saves_succeed(self) -> None:
+        """Clear the way that `fail_saves` barred, which is also the way of a start."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (self._folder() / "dump.rdb").rmdir()
 
     def change_password(self, password: str | None, *, kick: bool = True) -> Change:
         """Ask for another password from now on; `url` has it, and a restart keeps it.
