@@ -22,9 +22,10 @@ class Jmcache:
     def __init__(self, host: str, port: int, password: str) -> None:
         from jmcache import CacheSettings, RedisCacheFactory
 
-        self.breaker = {"opened": 0, "closed": 0}
+        self.opened = self.closed = 0  # the breaker
         settings = CacheSettings(host=host, port=port, password=password, namespace="soak")
-        self._cache = RedisCacheFactory.create_cache(settings, metrics=[self])
+        self._cache = RedisCacheFactory.create_cache(settings)
+        self._cache._breaker.on_change(self._note)
         self.get = self._cache.get
         self.get_many = self._cache.get_many
         self.set = self._cache.set
@@ -40,21 +41,17 @@ class Jmcache:
             endings[ending] = endings.get(ending, 0) + count
         return {
             "connections_in_use": health.connections_in_use,
-            "breaker": {**self.breaker, "state": health.breaker},
+            "breaker": {
+                "opened": self.opened,
+                "closed": self.closed,
+                "state": health.breaker,
+            },
             "endings": endings,
         }
 
-    def increment(self, name: str, value: int = 1, labels: Any = None) -> None:
-        """Count the breaker's changes, as a sink for metrics."""
-        what = name.rpartition(".")[2]
-        if name.startswith("redis.circuit_breaker.") and what in self.breaker:
-            self.breaker[what] += value
-
-    def timing(self, name: str, seconds: float, labels: Any = None) -> None:
-        """Not needed here."""
-
-    def gauge(self, name: str, value: float, labels: Any = None) -> None:
-        """Not needed here."""
+    def _note(self, transition: Any) -> None:
+        self.opened += transition.before == "closed"
+        self.closed += transition.after == "closed"
 
 
 class JmcacheAwaited(Jmcache):
