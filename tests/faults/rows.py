@@ -83,6 +83,7 @@ ROWS = (
 KEPT_BY = {
     1: "errors",  # what is refused is not retried
     2: "connection._socket",  # every wait is cut to the deadline
+    3: "connection._socket",
     4: "connection._socket",
     5: "health",  # the probe while the breaker is open
     6: "errors",
@@ -102,10 +103,21 @@ KEPT_BY = {
     34: "connection._connection",  # what the server said is read also when it takes nothing
     35: "connection._connection",
     36: "connection._connection",
+    37: "connection._pool",  # a queue in which nobody is overtaken
     38: "errors",
+    39: "fork",
+    40: "connection._pool",  # a connection is given back by the thread that has it
+    41: "aio",  # the deadline starts at the await
+    42: "connection._pool",  # nothing needs a second step to be right
+    43: "connection._resolver",
+    44: "connection._connection",  # each address has its share
+    45: "connection._node",  # connections dropped after READONLY
     49: "connection._translate",
     50: "envelope",  # magic, checksum, and the key's digest
     51: "connection._replies",  # more than any value of ours may have is left unread
+    52: "connection._tls",
+    53: "connection._socket",
+    54: "health",  # a daemon thread, waited for by nobody
     55: "connection._wire",  # no SET without a TTL
     56: "health",  # a thread that cannot be started is no error
     57: "deadline",  # the monotonic clock

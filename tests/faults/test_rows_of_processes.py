@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from live import OwnedLock, locks_of, locks_of_modules
-from observation import Observation, Watched
+from observation import D, Observation, Watched
 from stopwatch import ALLOWED_S, Stopwatch
 
 import jmcache
@@ -393,6 +393,61 @@ def test_half_of_a_thousand_tasks_cancelled_in_mid_call_harm_nobody(
     observe.raises = True  # the cancellations
     asyncio.run(use())
     assert observe.breaker == set()
+
+
+@pytest.mark.fault_row(41)
+def test_a_thousand_awaits_on_a_silent_server_are_over_in_time(
+    observe: Observation, silent_port: int
+) -> None:
+    """Ten threads with a timeout each took 25 s over them, one after the other."""
+    # Not through `observe`: it excuses no call that uses the processor, and a loop that serves a
+    # thousand calls uses it for all of them. A busy machine is late at times, a queue is always.
+    for _ in range(5):
+        longest_s, blocked_s, reasons = asyncio.run(
+            a_thousand_awaits(silent_port, observe.stopwatch)
+        )
+        assert set(reasons) <= {
+            "timeout", "breaker_open", "pool_exhausted", "hurried", "queue_full",
+        }  # fmt: skip
+        if longest_s <= D + ALLOWED_S and blocked_s <= ALLOWED_S:
+            break
+    assert longest_s <= D + ALLOWED_S
+    assert blocked_s <= ALLOWED_S
+
+
+async def a_thousand_awaits(port: int, stopwatch: Stopwatch) -> tuple[float, float, Counter[str]]:
+    """The longest await, the longest time the loop waited for others, and how calls ended."""
+    reasons: Counter[str] = Counter()
+    takes: list[tuple[float, float, float]] = []  # began, ended, excused
+    gaps: list[tuple[float, float, float]] = []
+
+    async def call(cache: AsyncRedisCache, number: int) -> None:
+        began = time.monotonic()
+        reasons[(await cache.lookup(f"k{number}")).reason] += 1
+        takes.append((began, time.monotonic(), 0.0))
+
+    async def watch() -> None:
+        while True:
+            began, cpu = time.monotonic(), time.thread_time()
+            await asyncio.sleep(0.001)
+            gaps.append((began, time.monotonic(), time.thread_time() - cpu))
+
+    async with RedisCacheFactory.create_async_cache(CacheSettings(port=port)) as cache:
+        watching = asyncio.ensure_future(watch())
+        for _ in range(2):  # the second thousand finds an open breaker
+            await asyncio.gather(*[call(cache, number) for number in range(1000)])
+            assert cache.sync.health().breaker != "closed"
+        watching.cancel()
+    return longest(takes, stopwatch), longest(gaps, stopwatch), reasons
+
+
+def longest(spans: list[tuple[float, float, float]], stopwatch: Stopwatch) -> float:
+    """The longest of *spans* in seconds, without those in which the machine was late."""
+    spans.sort(key=lambda span: span[1] - span[0] - span[2])
+    return max(
+        ended - began - excused_s - stopwatch.lag_s(began, ended)
+        for began, ended, excused_s in spans[-20:]
+    )
 
 
 # The end ---------------------------------------------------------------------------------------
