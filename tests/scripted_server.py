@@ -172,6 +172,10 @@ class ScriptedServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it. The second time nothing happens."""
         self.over.set()
         for sock in [self._listening, *self._socks]:
             with contextlib.suppress(OSError):

@@ -272,6 +272,14 @@ def test_check_ttl_refuses_everything_else_by_name(ttl):
             {"cluster": True, "cluster_nodes": "b:1,[fe80::1%eth0]:2", "tls": True},
             "rediss+cluster://127.0.0.1:6379,b:1,[fe80::1%25eth0]:2",
         ),
+        (
+            {"sentinels": "a,b:1", "sentinel_master": "main", "sentinel_password": "p", "db": 2},
+            "redis+sentinel://a:26379,b:1/main/2",
+        ),
+        (
+            {"sentinels": "[fe80::1%eth0]", "sentinel_master": "m", "password": "p", "tls": True},
+            "rediss+sentinel://[fe80::1%25eth0]:26379/m/0",
+        ),
     ],
 )
 def test_the_endpoint_is_a_url_without_user_and_password(settings, endpoint):
@@ -298,13 +306,18 @@ def test_settings_share_connections_unless_they_connect_in_another_way(name):
         "slow_call_rate_threshold": 0.25, "rate_window": 1.0, "rate_min_calls": 1,
         "cluster": True, "cluster_nodes": "other:7000",
     }  # fmt: skip
+    sentinel = {
+        "sentinels": "other", "sentinel_master": "other", "sentinel_username": "u",
+        "sentinel_password": "p",
+    }  # fmt: skip
     tls = {
         "tls_ca_certs": "/x", "tls_certfile": "/x", "tls_keyfile": "/x",
         "tls_check_hostname": False, "tls_verify": False,
     }  # fmt: skip
     base = {"tls": True, "tls_certfile": "/c"} if name in tls else {}
     base |= {"cluster": True} if name == "cluster_nodes" else {}
-    other = base | {name: (per_cache | per_connection | tls)[name]}
+    base |= {"sentinels": "s", "sentinel_master": "m"} if name in sentinel else {}
+    other = base | {name: (per_cache | per_connection | tls | sentinel)[name]}
     first, second = CacheSettings(**base), CacheSettings(**other)
     identities = {first.connection_identity(), second.connection_identity()}
     assert len(identities) == (1 if name in per_cache else 2)
@@ -318,6 +331,63 @@ def test_every_named_node_of_a_cluster_is_a_seed():
     assert settings.cluster
     assert settings.tls
     assert CacheSettings(cluster=True, host="a").seeds == (("a", 6379),)
+
+
+def test_a_url_with_sentinels_says_where_they_are_and_whom_they_watch():
+    """One of them alone, or the wrong master, would be found out in the first failover."""
+    settings = CacheSettings.from_url(
+        "rediss+sentinel://u,1:p,2@a,[::1]:1,c:2/my-master/3?sentinel_password=q&ttl=5"
+    )
+    assert settings.sentinel_places == (("a", 26379), ("::1", 1), ("c", 2))
+    assert (settings.sentinel_master, settings.db, settings.ttl) == ("my-master", 3, 5.0)
+    assert (settings.username, settings.password) == ("u,1", "p,2")
+    assert settings.sentinel_password == "q"
+    assert settings.tls
+    assert CacheSettings.from_url("redis+sentinel://a/m").sentinels == "a:26379"
+
+
+@pytest.mark.parametrize(
+    ("valkey", "redis"),
+    [
+        ("valkey://u:p@h:1/2", "redis://u:p@h:1/2"),
+        ("VALKEYS://h", "rediss://h"),
+        ("valkey+cluster://h,i:1", "redis+cluster://h,i:1"),
+        ("valkeys+cluster://h", "rediss+cluster://h"),
+        ("valkey+sentinel://h/m", "redis+sentinel://h/m"),
+        ("valkeys+sentinel://h/m/1", "rediss+sentinel://h/m/1"),
+    ],
+)
+def test_a_valkey_url_means_the_same(valkey, redis):
+    """Platforms hand over the url of the server that they run; it must not be edited by hand."""
+    assert CacheSettings.from_url(valkey) == CacheSettings.from_url(redis)
+
+
+def test_a_password_for_the_sentinels_may_come_from_a_function_or_a_file(tmp_path):
+    """They have one of their own, and it is rotated as well."""
+    file = tmp_path / "password"
+    file.write_text(f"{SECRET}\n")
+    env = {
+        "JMCACHE_SENTINELS": "s-1, s-2".replace(" ", ""),
+        "JMCACHE_SENTINEL_MASTER": "main",
+        "JMCACHE_SENTINEL_PASSWORD_FILE": str(file),
+    }
+    settings = CacheSettings.from_env(env)
+    assert settings.sentinel_password == SECRET
+    assert settings.endpoint == "redis+sentinel://s-1:26379,s-2:26379/main/0"
+    assert SECRET not in repr(settings)
+    given = CacheSettings(sentinels="s", sentinel_master="m", sentinel_password=file.read_text)
+    assert given.sentinel_password == file.read_text
+
+
+def test_a_host_given_by_hand_takes_the_place_of_the_sentinels():
+    """Tests that point a deployment's settings at a server of theirs would ask its sentinels."""
+    url = "redis+sentinel://a,b/main/0?sentinel_username=u&sentinel_password=p"
+    for mine in ({"host": "mine"}, {"unix_socket_path": "/run/mine.sock"}):
+        settings = CacheSettings.from_url(url, **mine)
+        assert settings.sentinels == ""
+        assert settings.sentinel_master is None
+    settings = CacheSettings.from_url("redis+cluster://a,b:1", sentinels="s", sentinel_master="m")
+    assert settings.endpoint == "redis+sentinel://s:26379/m/0"
 
 
 def test_a_host_given_by_hand_takes_the_place_of_all_nodes():
@@ -392,6 +462,23 @@ BAD_URLS = [
     ("redis+cluster://h?cluster=no", '"cluster" is given twice'),
     ("redis://h?cluster_nodes=j:1", "cluster_nodes: only with cluster=True"),
     ("unix:///run/redis.sock?cluster=yes", "cluster: not over a unix socket"),
+    ("redis+sentinel://a:1", "the form with sentinels is"),
+    ("redis+sentinel://a:1/", "the form with sentinels is"),
+    ("redis+sentinel:///main/0", "the form with sentinels is"),
+    ("redis+sentinel://a:0/main", "sentinels: host:port of each"),
+    ("redis+sentinel://a:1,,b/main", "sentinels: host:port of each"),
+    ("redis+sentinel://a::1/main", "sentinels: host:port of each"),
+    ("redis+sentinel://a/ma%20in/0", "sentinel_master: letters, digits"),
+    ("redis+sentinel://a/main/x", "db: a whole number"),
+    ("redis+sentinel://a/main/0/1", "db: a whole number"),
+    ("redis+sentinel://a/main?sentinel_master=other", '"sentinel_master" is given twice'),
+    ("redis+sentinel://a/main?cluster=yes", "sentinels: not with a cluster"),
+    ("redis://h?sentinel_master=m", "sentinel_master: only with sentinels"),
+    ("redis://h?sentinel_password=p", "sentinel_password: only with sentinels"),
+    ("redis://h?sentinel_username=u", "sentinel_username: only with sentinels"),
+    ("redis://h?sentinels=s", "sentinels: only with sentinel_master"),
+    ("unix:///run/r.sock?sentinels=s&sentinel_master=m", "sentinels: not with a unix socket"),
+    ("valkeyx://h", "unknown scheme"),
     ("reddis://h", 'did you mean "redis"'),
     ("http://h", "unknown scheme"),
     ("h:6379", "unknown scheme"),
@@ -650,8 +737,15 @@ def test_every_setting_that_is_no_endpoint_has_a_variable():
         "tls_check_hostname": "no", "tls_verify": "no", "entry_secrets": "s" * 32,
         "cluster": "yes", "cluster_nodes": "other:7000",
     }  # fmt: skip
+    with_sentinels = {
+        "sentinels": "s:26379", "sentinel_master": "m", "sentinel_username": "u",
+        "sentinel_password": "p",
+    }  # fmt: skip
     endpoint = {"host", "port", "db", "username", "password", "unix_socket_path", "tls", "memory"}
-    assert set(texts_of) | endpoint == set(RULES)
+    assert set(texts_of) | set(with_sentinels) | endpoint == set(RULES)
+    variables = {f"JMCACHE_{name.upper()}": text for name, text in with_sentinels.items()}
+    settings = CacheSettings.from_env(variables)
+    assert {name: getattr(settings, name) for name in with_sentinels} == with_sentinels
     variables = {f"JMCACHE_{name.upper()}": text for name, text in texts_of.items()}
     settings = CacheSettings.from_env(variables | {"REDIS_TLS": "1"})
     defaults = CacheSettings()

@@ -13,6 +13,7 @@ _connection  one connection: opening it, one exchange over it
 _foreign     the same over a connection class of redis-py's kind, fakeredis's say
 _socket      every wait cut to the deadline
 _tls         whom to trust
+_sentinel    the master that sentinels watch
 _look_up     what is asked of somebody else before, within the deadline
 _resolver    a name to addresses
 _credentials who we are, when it may change

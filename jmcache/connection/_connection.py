@@ -8,8 +8,9 @@ import ssl
 from typing import Any
 
 from jmcache.connection._credentials import Credentials, Pair
+from jmcache.connection._look_up import LookUp
 from jmcache.connection._replies import Replies, Reply
-from jmcache.connection._resolver import Resolver
+from jmcache.connection._resolver import Found
 from jmcache.connection._socket import DeadlineSocket
 from jmcache.connection._tls import Tls
 from jmcache.connection._translate import is_foreign, translate
@@ -147,7 +148,7 @@ class TcpConnection(Connection):
     """TCP, plain or with TLS; every address of the name gets its share of the deadline."""
 
     def __init__(
-        self, *, host: str, port: int, resolver: Resolver, tls: Tls | None, **options: Any
+        self, *, host: str, port: int, resolver: LookUp[Found], tls: Tls | None, **options: Any
     ) -> None:
         super().__init__(**options)
         self._name = f"{host}:{port}"

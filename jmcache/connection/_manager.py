@@ -19,7 +19,7 @@ from jmcache.fork import renew_in_child
 if TYPE_CHECKING:
     from jmcache.connection._cluster import Cluster
     from jmcache.connection._members import Guard
-    from jmcache.connection._node import Node
+    from jmcache.connection._node import Limits, Node
     from jmcache.settings import CacheSettings
 
     Server = Node | Cluster
@@ -225,7 +225,11 @@ class RedisConnectionManager:
 
     def _new_server(self, settings: CacheSettings) -> Server:
         credentials = Credentials(settings.username, settings.password)
-        if not settings.cluster or self._connection_class is not None:
+        if self._connection_class is not None:
+            return self._new_node(settings, credentials)
+        if settings.sentinels:
+            return self._new_master(settings, credentials)
+        if not settings.cluster:
             return self._new_node(settings, credentials)
         from jmcache.connection._cluster import Cluster, is_of_node
 
@@ -244,6 +248,30 @@ class RedisConnectionManager:
 
         return Cluster(settings.seeds, make_node, make_guard)
 
+    def _new_master(self, settings: CacheSettings, credentials: Credentials) -> Node:
+        from jmcache.connection._sentinel import MasterNode, Sentinels
+
+        theirs = Credentials(settings.sentinel_username, settings.sentinel_password)
+        plain = replace(
+            settings,
+            db=0,
+            max_connections=1,
+            sentinels="",
+            sentinel_master=None,
+            sentinel_username=None,
+            sentinel_password=None,
+        )
+        sentinels = Sentinels(
+            [
+                self._new_node(replace(plain, host=host, port=port), theirs)
+                for host, port in settings.sentinel_places
+            ],
+            settings.sentinel_master or "",
+            settings.operation_timeout,
+        )
+        _, options = _native(settings, credentials)
+        return MasterNode(sentinels, options, self._limits(settings))
+
     def _new_node(self, settings: CacheSettings, credentials: Credentials) -> Node:
         if self._connection_class is None:
             connection_class, options = _native(settings, credentials)
@@ -252,12 +280,14 @@ class RedisConnectionManager:
 
             connection_class = _foreign.made_ours(self._connection_class)
             options = _foreign.options(settings, credentials) | self._connection_options
-        limits = self._make_limits(
+        return self._make_node(connection_class, options, self._limits(settings))
+
+    def _limits(self, settings: CacheSettings) -> Limits:
+        return self._make_limits(
             connections=settings.max_connections,
             value_bytes=settings.max_value_bytes,
             operation_s=settings.operation_timeout,
         )
-        return self._make_node(connection_class, options, limits)
 
 
 def _native(settings: CacheSettings, credentials: Credentials) -> tuple[type, dict[str, Any]]:

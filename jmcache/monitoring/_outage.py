@@ -22,6 +22,9 @@ _CURES = {
     "tls": "tls, tls_ca_certs, tls_certfile, tls_keyfile, tls_check_hostname and tls_verify",
     "db": "db",
     "no_cluster": "cluster",
+    "no_sentinel": "sentinels",
+    "no_master": "sentinel_master",
+    "sentinel_auth": "sentinel_username and sentinel_password",
     "misconfigured": "username, password, db and the tls settings",
 }
 

@@ -29,6 +29,7 @@ _TLS_DETAILS = (
     "tls_check_hostname",
     "tls_verify",
 )
+_SENTINEL_DETAILS = ("sentinel_master", "sentinel_username", "sentinel_password")
 # What caches on one connection manager may differ in.
 _PER_CACHE = (
     "namespace",
@@ -95,6 +96,11 @@ class CacheSettings:
         memory: No Redis: keep everything in this process. No other endpoint setting is used then.
         cluster: *host* and *port* are one node of a Redis Cluster; the others are asked of it.
         cluster_nodes: More nodes to ask when that one is away: ``cache-2:7000,cache-3:7000``.
+        sentinels: Sentinels to ask where the master is, ``sentinel-1:26379,sentinel-2:26379``;
+            where given, host and port are not used. TLS is spoken with them as with the master.
+        sentinel_master: What the sentinels call the master; only with *sentinels*, and needed.
+        sentinel_username: ACL user at the sentinels; None or "" for the default user.
+        sentinel_password: Password at the sentinels; as *password*, which is the master's.
         namespace: Keeps caches on one Redis apart; 1 to 64 letters, digits or any of ``_.:-``.
         schema_version: Number of the form of your values, 1 or more; entries of another one are
             not seen.
@@ -150,6 +156,10 @@ class CacheSettings:
     memory: bool = False
     cluster: bool = False
     cluster_nodes: str = ""
+    sentinels: str = ""
+    sentinel_master: str | None = None
+    sentinel_username: str | None = None
+    sentinel_password: Password | None = field(default=None, repr=False)
     namespace: str = "jmcache"
     schema_version: int = 1
     ttl: float = 300.0
@@ -184,6 +194,7 @@ class CacheSettings:
         if not self.memory:
             self._check_tls()
             self._check_cluster()
+            self._check_sentinels()
 
     def _check_tls(self) -> None:
         if self.tls and self.unix_socket_path is not None:
@@ -205,6 +216,20 @@ class CacheSettings:
         elif self.db != 0:
             raise RedisConfigurationError(f"db: 0, a cluster has no other; not {self.db}")
 
+    def _check_sentinels(self) -> None:
+        if not self.sentinels:
+            for name in _SENTINEL_DETAILS:
+                if getattr(self, name) is not None:
+                    raise RedisConfigurationError(f"{name}: only with sentinels")
+        elif self.unix_socket_path is not None:
+            raise RedisConfigurationError("sentinels: not with a unix socket, which says it all")
+        elif self.cluster:
+            raise RedisConfigurationError("sentinels: not with a cluster, which looks after itself")
+        elif self.sentinel_master is None:
+            raise RedisConfigurationError(
+                "sentinels: only with sentinel_master: they may know several masters"
+            )
+
     @classmethod
     @without_frames
     def from_url(cls, url: str, **overrides: Any) -> Self:
@@ -212,9 +237,11 @@ class CacheSettings:
 
         ``redis://user:password@host:6379/0?ttl=60``, ``rediss://`` for TLS,
         ``redis+cluster://host-1:7000,host-2:7000`` (``rediss+cluster://``),
-        ``unix:///run/redis.sock?db=1``, ``memory://``. The query takes every setting that the
-        address does not say, durations also as ``250ms`` or ``30s``, and redis-py's ``ssl_``
-        names. Special characters in user and password are percent-encoded.
+        ``redis+sentinel://sentinel-1:26379,sentinel-2:26379/mymaster/0`` (``rediss+sentinel://``),
+        ``unix:///run/redis.sock?db=1``, ``memory://``. ``valkey`` may stand for ``redis`` in all
+        of them. The query takes every setting that the address does not say, durations also as
+        ``250ms`` or ``30s``, and redis-py's ``ssl_`` names. Special characters in user and password
+        are percent-encoded.
 
         Args:
             overrides: Settings that beat the url's.
@@ -233,8 +260,8 @@ class CacheSettings:
         The endpoint is that of the first one set: JMCACHE_URL; REDIS_URL; or REDIS_HOST,
         REDIS_PORT, REDIS_DB, REDIS_USERNAME, REDIS_PASSWORD (or REDIS_PASSWORD_FILE, the path of
         a file that holds it), REDIS_TLS. Every other setting has a variable of its own, such as
-        JMCACHE_OPERATION_TIMEOUT=250ms, that beats the url's query. Secrets for entries may be in
-        the file that JMCACHE_ENTRY_SECRETS_FILE names. Empty is not set.
+        JMCACHE_OPERATION_TIMEOUT=250ms, that beats the url's query. Secrets may be in files that
+        JMCACHE_ENTRY_SECRETS_FILE and JMCACHE_SENTINEL_PASSWORD_FILE name. Empty is not set.
 
         Args:
             environ: Variables; None: those of this process.
@@ -279,10 +306,13 @@ class CacheSettings:
     def _build(cls, found: dict[str, Any], overrides: dict[str, Any]) -> Self:
         # An address given by hand replaces the one found, also where that is of another kind.
         replaced: tuple[str, ...] = ()
+        sentinels = ("sentinels", *_SENTINEL_DETAILS)
         if overrides.get("host") is not None:
-            replaced = ("unix_socket_path", "memory", "cluster_nodes")
+            replaced = ("unix_socket_path", "memory", "cluster_nodes", *sentinels)
         elif overrides.get("unix_socket_path") is not None:
-            replaced = ("memory", "cluster", "cluster_nodes", "tls", *_TLS_DETAILS)
+            replaced = ("memory", "cluster", "cluster_nodes", "tls", *_TLS_DETAILS, *sentinels)
+        elif overrides.get("sentinels"):
+            replaced = ("unix_socket_path", "memory", "cluster", "cluster_nodes")
         kept = {name: value for name, value in found.items() if name not in replaced}
         return cls(**kept | overrides)
 
@@ -295,6 +325,9 @@ class CacheSettings:
             return f"unix://{quote(self.unix_socket_path)}?db={self.db}"
         host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
         scheme = "rediss" if self.tls else "redis"
+        if self.sentinels:
+            places = self.sentinels.replace("%", "%25")
+            return f"{scheme}+sentinel://{places}/{self.sentinel_master}/{self.db}"
         if self.cluster:
             more = f",{self.cluster_nodes.replace('%', '%25')}" if self.cluster_nodes else ""
             return f"{scheme}+cluster://{host}:{self.port}{more}"
@@ -305,6 +338,11 @@ class CacheSettings:
         """Host and port of every node of a cluster that is named here."""
         more = read_places(self.cluster_nodes) if self.cluster_nodes else ()
         return ((self.host, self.port), *filter(None, more))
+
+    @property
+    def sentinel_places(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of every sentinel."""
+        return tuple(filter(None, read_places(self.sentinels))) if self.sentinels else ()
 
     def connection_identity(self) -> CacheSettings:
         """Return a hashable that is equal for settings that can share one connection manager.

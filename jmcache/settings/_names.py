@@ -24,6 +24,7 @@ _ENDPOINT = {
 # Variables that name a file: which other variable could hold the same, and which setting it is.
 _FILES = {
     "REDIS_PASSWORD_FILE": ("REDIS_PASSWORD", "password"),
+    "JMCACHE_SENTINEL_PASSWORD_FILE": ("JMCACHE_SENTINEL_PASSWORD", "sentinel_password"),
     "JMCACHE_ENTRY_SECRETS_FILE": ("JMCACHE_ENTRY_SECRETS", "entry_secrets"),
 }
 _ENDPOINT_FIELDS = {*_ENDPOINT.values(), "unix_socket_path", "memory"}
@@ -76,7 +77,9 @@ def read_names(find: Finder) -> dict[str, Any]:
         if found is not None:
             label, value = found
             settings[field] = convert(field, value, label)
-    return settings | _read_file(find, "JMCACHE_ENTRY_SECRETS_FILE")
+    for name in ("JMCACHE_SENTINEL_PASSWORD_FILE", "JMCACHE_ENTRY_SECRETS_FILE"):
+        settings |= _read_file(find, name)
+    return settings
 
 
 def names_endpoint(find: Finder) -> bool:
@@ -117,7 +120,7 @@ def _read_file(find: Finder, name: str) -> dict[str, Any]:
         raise RedisConfigurationError(f"{label}: {field} is given twice")
     text = read_secret(path, label, field)
     value = convert(field, text, label)
-    if field == "password" and value is not None:
+    if field != "entry_secrets" and value is not None:
         value = FileSecret(text, path, label)  # its file is read again for each connection
     return {field: value}
 

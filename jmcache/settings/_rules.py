@@ -28,9 +28,9 @@ _HOST = re.compile(
     r"|(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]{2,45}(?:%[0-9A-Za-z_.-]{1,32})?"
 )
 # A host, or an IPv6 address in brackets, and perhaps a port.
-_PLACE = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*))(?::([0-9]{0,5}))?")
-_PLACE = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*)):([0-9]{1,5})")
+_PLACE = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*))(?::([0-9]{1,5}))?")
 _PATH = re.compile(r"[^\x00]+")
+_MASTER = re.compile(r"[A-Za-z0-9._-]{1,128}")  # what Sentinel itself allows
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _ENTRY_SECRET = re.compile(r"[!-+\--~]{32,1024}")  # commas and spaces stand between two of them
 
@@ -255,27 +255,43 @@ class Places:
 
     wants: str = "host:port of each, IPv6 as [::1]:7000, with commas between"
     secret: bool = False
+    port: int | None = None  # of a place without one
 
     def holds(self, value: object) -> bool:
-        return isinstance(value, str) and (not value or None not in read_places(value))
+        return isinstance(value, str) and (not value or None not in self._places(value))
 
     def normal(self, value: Any) -> Any:
-        return value
+        if self.port is None or not value:
+            return value
+        return ",".join(map(write_place, filter(None, self._places(value))))
+
+    def _places(self, text: str) -> list[tuple[str, int] | None]:
+        return read_places(text, self.port)
 
     def read(self, text: str) -> object:
         return text
 
 
-def read_places(text: str) -> list[tuple[str, int] | None]:
-    """Return host and port of each place in *text*, None for one that is not understood."""
-    return [_read_place(place) for place in text.split(",")]
+def read_places(text: str, port: int | None = None) -> list[tuple[str, int] | None]:
+    """Return host and port of each place in *text*, None for one that is not understood.
+
+    Args:
+        port: Of a place without one; None: every place must have one.
+    """
+    return [_read_place(place, port) for place in text.split(",")]
 
 
-def _read_place(place: str) -> tuple[str, int] | None:
+def write_place(place: tuple[str, int]) -> str:
+    """Return *place* as `read_places` reads it."""
+    host, port = place
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _read_place(place: str, default: int | None) -> tuple[str, int] | None:
     match = _PLACE.fullmatch(place)
-    if match is None:
+    if match is None or not (match[3] or default):
         return None
-    host, port = match[1] or match[2], int(match[3])
+    host, port = match[1] or match[2], int(match[3] or default or 0)
     return (host, port) if _HOST.fullmatch(host) and 1 <= port <= 65_535 else None
 
 
@@ -289,6 +305,12 @@ def _is_socket_path(path: str) -> bool:
 
 
 _CREDENTIAL = "text that UTF-8 can write, or None"
+_PASSWORD = Password(
+    f"{_CREDENTIAL}, or a function that returns it, or an object with get_credentials()",
+    optional=True,
+    secret=True,
+    hidden=True,
+)
 _FILE = Text("the path of a file, or None", _PATH.fullmatch, optional=True)
 
 RULES: Mapping[str, Rule] = {
@@ -296,12 +318,7 @@ RULES: Mapping[str, Rule] = {
     "port": Whole(1, 65_535),
     "db": Whole(0),
     "username": Text(_CREDENTIAL, optional=True, secret=True),
-    "password": Password(
-        f"{_CREDENTIAL}, or a function that returns it, or an object with get_credentials()",
-        optional=True,
-        secret=True,
-        hidden=True,
-    ),
+    "password": _PASSWORD,
     "unix_socket_path": Text(
         "an absolute path of at most 107 bytes, or None", _is_socket_path, optional=True
     ),
@@ -314,6 +331,14 @@ RULES: Mapping[str, Rule] = {
     "memory": Flag(),
     "cluster": Flag(),
     "cluster_nodes": Places(),
+    "sentinels": Places("host:port of each, IPv6 as [::1]:26379, with commas between", port=26_379),
+    "sentinel_master": Text(
+        "letters, digits or any of . _ -, as the sentinels call it, or None",
+        _MASTER.fullmatch,
+        optional=True,
+    ),
+    "sentinel_username": Text(_CREDENTIAL, optional=True, secret=True),
+    "sentinel_password": _PASSWORD,
     "namespace": Text("1 to 64 letters, digits or any of _ . : -", _NAMESPACE.fullmatch),
     "schema_version": Whole(1),
     "ttl": Seconds(TEN_YEARS_S),

@@ -14,8 +14,9 @@ from urllib.parse import unquote_to_bytes
 from jmcache.errors import RedisConfigurationError
 from jmcache.settings._rules import RULES, did_you_mean
 
-_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix", "memory")
+_SYNONYM = re.compile(r"valkey(?=s?(?:\+|$))")  # Valkey's own schemes mean the same
 _FORM = "redis://user:password@host:6379/0"
+_SENTINEL_FORM = "redis+sentinel://host-1:26379,host-2:26379/mymaster/0"
 
 _NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\s\ud800-\udfff]")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -66,7 +67,7 @@ def read_url(url: object, label: str) -> dict[str, Any]:
     if _BROKEN_ESCAPE.search(url):
         raise _refusal(label, 'a "%" without two hexadecimal digits; write "%" itself as "%25"')
     scheme, separator, rest = url.partition("://")
-    scheme = scheme.lower()
+    scheme = _SYNONYM.sub("redis", scheme.lower())
     if not separator or scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise _refusal(label, f"unknown scheme; known are {known}{did_you_mean(scheme, _SCHEMES)}")
@@ -133,14 +134,34 @@ def _read_clusters(address: str, path: str, label: str) -> dict[str, Any]:
     return _read_cluster(address, path, label) | {"tls": True}
 
 
+def _read_sentinel(address: str, path: str, label: str) -> dict[str, Any]:
+    found, places = _read_user(address, label)
+    _, _, master = path.partition("/")
+    master, _, db = master.partition("/")
+    if not places or not master:
+        raise _refusal(label, f"the form with sentinels is {_SENTINEL_FORM}")
+    found["sentinels"] = _take("sentinels", _decode(places, label), label)
+    found["sentinel_master"] = _take("sentinel_master", _decode(master, label), label)
+    if db:
+        found["db"] = _take("db", db, label)
+    return found
+
+
+def _read_sentinels(address: str, path: str, label: str) -> dict[str, Any]:
+    return _read_sentinel(address, path, label) | {"tls": True}
+
+
 _ADDRESS_READERS = {
     "redis": _read_redis,
     "rediss": _read_rediss,
     "redis+cluster": _read_cluster,
     "rediss+cluster": _read_clusters,
+    "redis+sentinel": _read_sentinel,
+    "rediss+sentinel": _read_sentinels,
     "unix": _read_unix,
     "memory": _read_memory,
 }
+_SCHEMES = tuple(_ADDRESS_READERS)
 
 
 def _read_user(address: str, label: str) -> tuple[dict[str, Any], str]:

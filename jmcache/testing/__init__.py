@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jmcache.testing.find import RedisServerNotFound, ServerBinary, find_server
     from jmcache.testing.proxy import Fault, FaultProxy
     from jmcache.testing.resp import Reply, ReplyError
+    from jmcache.testing.sentinel import PrivateSentinel
     from jmcache.testing.server import Change, PrivateServer
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "FaultProxy",
     "ManualClock",
     "PrivateCluster",
+    "PrivateSentinel",
     "PrivateServer",
     "RedisServerNotFound",
     "Reply",
@@ -37,8 +39,19 @@ if not TYPE_CHECKING:
     def __getattr__(name):  # as in jmcache
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from jmcache.testing import certificates, clock, cluster, fake, find, proxy, resp, server
+        from jmcache.testing import (
+            certificates,
+            clock,
+            cluster,
+            fake,
+            find,
+            proxy,
+            resp,
+            sentinel,
+            server,
+        )
 
-        for part in (certificates, clock, cluster, fake, find, proxy, resp, server):
+        parts = (certificates, clock, cluster, fake, find, proxy, resp, sentinel, server)
+        for part in parts:
             globals().update({n: value for n, value in vars(part).items() if n in __all__})
         return globals()[name]

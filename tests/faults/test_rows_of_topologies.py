@@ -10,7 +10,7 @@ import pytest
 from observation import Observation
 
 from jmcache import CacheSettings
-from jmcache.testing import PrivateServer
+from jmcache.testing import PrivateSentinel, PrivateServer
 
 
 @pytest.fixture
@@ -47,3 +47,43 @@ def test_a_password_rotated_under_traffic_is_found_by_itself(
                 current.write_text(new)
             observe.back(cache)
     assert any(ending.endswith("auth") for ending in observe.outcomes)
+
+
+@pytest.fixture(scope="module")
+def _watched() -> Iterator[PrivateSentinel]:
+    with PrivateSentinel() as running:
+        yield running
+
+
+@pytest.fixture
+def watched(_watched: PrivateSentinel) -> PrivateSentinel:
+    """A master and its replica, watched by three sentinels, all well."""
+    _watched.start()
+    return _watched
+
+
+@pytest.mark.fault_row(46)
+@pytest.mark.parametrize("how", ["kill", "pause", "fail_over"])
+def test_a_failover_costs_what_the_sentinels_take_and_a_second(
+    how: str, observe: Observation, watched: PrivateSentinel
+) -> None:
+    """A client with a fixed address never comes back, and redis-py's takes as long as it takes."""
+    cache = observe.cache(CacheSettings.from_url(watched.url, namespace=how))
+    old = watched.master()
+    with observe.traffic(cache):
+        assert cache.set("k", "before")
+        with observe.fault():
+            if how == "fail_over":
+                watched.fail_over()
+                watched.wait_until_well()  # until the old one has been told, it takes writes
+            else:
+                getattr(old, how)()
+                watched.wait_for_failover(old)
+        observe.back(cache, within_s=1.0)
+        assert watched.master() is not old
+        # The old one comes back, takes itself for the master for a moment, and is made a replica.
+        written = {f"after {number}": number for number in range(20)}
+        assert cache.set_many(written, timeout=5.0)
+        watched.start()
+        assert cache.get_many(written, timeout=5.0) == written
+    observe.back(cache)

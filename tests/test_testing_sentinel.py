@@ -1,0 +1,56 @@
+"""Sentinels for tests: they have to do what real ones do, and to be gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from jmcache.testing import PrivateSentinel
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[PrivateSentinel]:
+    with PrivateSentinel() as running:
+        yield running
+
+
+def test_it_is_one_master_with_a_replica_that_three_sentinels_agree_on(
+    watched: PrivateSentinel,
+) -> None:
+    """A test of a failover that begins before they know each other waits for ever."""
+    watched.master().command("SET", "k", "v")
+    (replica,) = watched.replicas()
+    assert watched.master().command("WAIT", 1, 5000) == 1
+    assert replica.command("GET", "k") == b"v"
+    for sentinel in watched.sentinels:
+        assert str(sentinel.command("SENTINEL", "CKQUORUM", "mymaster")).startswith("OK 3 usable")
+
+
+def test_a_killed_master_is_replaced_and_comes_back_as_a_replica(watched: PrivateSentinel) -> None:
+    """What a test of a failover begins with, and what the next test needs."""
+    before = watched.master()
+    before.kill()
+    after = watched.wait_for_failover(before)
+    assert after is not before
+    watched.start()
+    assert watched.master() is after
+    assert watched.replicas() == [before]
+
+
+def test_a_failover_in_good_order_swaps_the_two(watched: PrivateSentinel) -> None:
+    """Maintenance is done so, many times a year."""
+    before = watched.master()
+    after = watched.fail_over()
+    watched.wait_until_well()
+    assert watched.master() is after
+    assert watched.replicas() == [before]
+
+
+def test_it_ends_with_all_its_servers() -> None:
+    """Five processes for each test run would stay behind."""
+    with PrivateSentinel(sentinels=1, replicas=0) as made:
+        servers = [*made.servers, *made.sentinels]
+        assert all(server.runs for server in servers)
+    assert not any(server.runs for server in servers)
+    made.close()
