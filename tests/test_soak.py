@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from soak import faults, judge, report, saboteur
+from soak import run as soak_run
 from soak.judge import OwnKey, Tally, compose, is_of, total
 from soak.load import Script, callers_script, drive
 from soak.punctuality import Lag, Punctuality
@@ -450,6 +451,57 @@ def test_a_client_that_believes_every_answer_does_not_pass(
     }
     assert int(broken["wrong values"].replace(",", "")) > 0, report.text(found, [])
     assert found["faults"]["stopped"] > 0
+
+
+HANGS = """
+import itertools, threading
+from soak import contenders, worker
+
+class Hangs:
+    awaited = False
+    def __init__(self, host, port, password):
+        self._count = itertools.count()
+        self._never = threading.Lock()
+        self._never.acquire()
+    def get(self, key):
+        if next(self._count) > 20:
+            self._never.acquire()
+    def get_many(self, keys):
+        return {}
+    def set(self, key, value, ttl):
+        return False
+    delete = get
+    def close(self):
+        pass
+
+contenders.CONTENDERS["hangs"] = Hangs
+worker.main()
+"""
+
+
+@pytest.mark.soak
+def test_a_client_that_hangs_does_not_hang_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others that are to be compared would wait for it all night."""
+    monkeypatch.setattr(soak_run, "_CHECKED_WITHIN_S", 1.0)
+    monkeypatch.setattr(soak_run, "_ANSWER_WITHIN_S", 4.0)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{HANGS}' \"$3\"\n")
+    python.chmod(0o755)
+    hanging = Plan(
+        seconds=2,
+        calls=0,
+        seed=3,
+        processes=0,
+        threads=2,
+        contenders=("hangs", "hangs"),
+        python=str(python),
+    )
+    found = run(hanging, lambda progress: None, 1.0)
+    broken = [promise.text for promise in report.promises(found) if not promise.held]
+    assert "calls over their deadline" in broken
+    assert report.summed(found)["in_call"] >= 2
 
 
 @pytest.mark.soak
