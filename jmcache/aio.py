@@ -45,18 +45,20 @@ class AsyncRedisCache:
         """Adapt *cache*; it is closed with the adapter.
 
         Args:
-            max_threads: Threads at most, 1 or more; None: as many as there are connections.
+            max_threads: Threads at most, 1 or more; None: as many as there are connections, also
+                after `reconfigure`.
         """
         if max_threads is not None and (type(max_threads) is not int or max_threads < 1):
             raise ValueError(f"max_threads: a whole number, 1 or more; not {max_threads!r}")
         self._cache = cache
-        self._max_threads = max_threads or cache.settings.max_connections
+        self._max_threads = max_threads
         self._renew_in_child()
         renew_in_child(self._renew_in_child)
 
     def _renew_in_child(self) -> None:
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None  # guarded by _lock
+        self._threads = 0  # guarded by _lock; that it may have
         self._queued = 0  # guarded by _lock; calls handed to the executor and not yet ended
 
     @property
@@ -127,6 +129,10 @@ class AsyncRedisCache:
         """See Cache.health."""
         return self._cache.health()
 
+    async def reconfigure(self, settings: object) -> None:
+        """See Cache.reconfigure."""
+        self._cache.reconfigure(settings)
+
     async def aclose(self) -> None:
         """Close the cache behind it and let the threads end. Idempotent; waits for no call."""
         with self._lock:
@@ -173,20 +179,26 @@ class AsyncRedisCache:
         return await asyncio.wrap_future(future)
 
     def _submit(self, work: Callable[[], T]) -> Future[T]:
+        limit = self._max_threads
+        if limit is None:
+            limit = self._cache.settings.max_connections
         with self._lock:
-            if self._queued >= self._max_threads * _QUEUE_PER_THREAD:
+            if self._queued >= limit * _QUEUE_PER_THREAD:
                 raise RedisPoolExhaustedError(
                     "max_connections: more calls wait than can be served", reason="queue_full"
                 )
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._max_threads, "jmcache-aio")
+            if self._executor is None or self._threads != limit:
+                # One that is replaced is not shut down: who is about to hand it a call still may,
+                # and its threads end when nobody has it any more.
+                self._executor = ThreadPoolExecutor(limit, "jmcache-aio")
+                self._threads = limit
             executor = self._executor
             self._queued += 1
         try:
             future = executor.submit(work)
         except RuntimeError as error:
             self._ended(None)
-            if self._executor is executor:  # not shut down meanwhile
+            if self._executor is not None:  # not shut down meanwhile
                 raise RedisPoolExhaustedError(
                     "the system has no thread for the adapter", reason="no_thread"
                 ) from error

@@ -37,7 +37,7 @@ from jmcache.monitoring import CacheStats, Monitor, OutageLog
 from jmcache.outcome import Lookup, Outcome
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
-from jmcache.settings import CacheSettings, check_ttl
+from jmcache.settings import CacheSettings, check_ttl, read_settings, without_frames
 
 T = TypeVar("T")
 Ending = tuple[Outcome, str]
@@ -319,8 +319,34 @@ class Cache:
 
     @property
     def settings(self) -> CacheSettings:
-        """The settings it was made with."""
+        """The settings in use: those it was made with, until `reconfigure`."""
         return self._settings
+
+    @without_frames
+    def reconfigure(self, settings: object) -> None:
+        """Use the Redis that *settings* name from now on: another host, password, pool size.
+
+        All caches of this process that share its connections go along. Taken over is the access to
+        Redis: where it is, who we are there, ``operation_timeout``, ``connection_timeout`` and
+        ``max_connections``. Everything else stays as each cache was made, its namespace and TTL
+        too, whatever *settings* say of it.
+
+        Returns at once and connects to nothing. Calls that are under way end on the connection
+        they have; what fails there, waits for a connection, or is a write, is carried out on the
+        new Redis within its deadline. An open circuit breaker is tried at once. Idempotent; without
+        effect on a closed cache.
+
+        Args:
+            settings: As for RedisCacheFactory.initialize.
+
+        Raises:
+            RedisConfigurationError: A setting cannot work, or only one of the two is ``memory://``;
+                nothing has changed.
+        """
+        chosen = read_settings(settings)
+        self._settings.moved_to(chosen)  # or it is refused
+        if not self._closed:
+            self._move(chosen)
 
     @property
     def answers_at_once(self) -> bool:
@@ -374,7 +400,10 @@ class Cache:
         raise TypeError("a cache cannot be pickled: make one in each process from its settings")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._settings.namespace!r} {self._settings.endpoint}>"
+        return f"<{type(self).__name__} {self._settings.namespace!r} {self.settings.endpoint}>"
+
+    def _move(self, settings: CacheSettings) -> None:
+        """Turn to the Redis that *settings* name; here there is none."""
 
     # The stops ----------------------------------------------------------------------------------
 
@@ -452,7 +481,7 @@ class Cache:
                 self._monitor.record("discard", Outcome.UNAVAILABLE, error.reason, 0.0)
 
     def _deadline(self, timeout: Timeout) -> Deadline:
-        return Deadline.of_call(timeout, self._settings.operation_timeout)
+        return Deadline.of_call(timeout, self.settings.operation_timeout)
 
     def _ttl_ms(self, ttl: float | None) -> int:
         seconds = self._settings.ttl if ttl is None else check_ttl(ttl)
@@ -493,6 +522,7 @@ class RedisCache(Cache):
         serializer: RedisSerializer | None = None,
         validate: Validate | None = None,
         on_close: Callable[[], None] | None = None,
+        on_reconfigure: Callable[[CacheSettings], None] | None = None,
     ) -> None:
         """Put the parts in order.
 
@@ -500,6 +530,7 @@ class RedisCache(Cache):
             breaker: Guards every question to Redis.
             write_breaker: Guards writes besides: open while Redis answers, but takes none.
             on_close: Called when the cache is closed, each time it is.
+            on_reconfigure: Called with new settings; None: *connection* alone turns to them.
         """
         super().__init__(
             connection,
@@ -510,12 +541,23 @@ class RedisCache(Cache):
             on_close=on_close,
         )
         self._connection = connection
+        self._access = connection.settings  # as far as _settings know it
+        self._on_reconfigure = on_reconfigure
         self._retry = retry
         self._breaker = breaker
         self._write_breaker = write_breaker
         self._health = health
         self._outage = outage
         self._write_outage = write_outage
+
+    @property
+    def settings(self) -> CacheSettings:
+        """The settings in use: those it was made with, until it or a neighbour was reconfigured."""
+        access = self._connection.settings
+        if access is not self._access:
+            self._settings = self._settings.moved_to(access)
+            self._access = access
+        return self._settings
 
     @property
     def answers_at_once(self) -> bool:
@@ -544,6 +586,12 @@ class RedisCache(Cache):
             connections_limit=usage.limit,
             last_error_reason=self._health.last_error_reason,
         )
+
+    def _move(self, settings: CacheSettings) -> None:
+        if self._on_reconfigure is None:
+            self._connection.reconfigure(self._connection.settings.moved_to(settings))
+        else:
+            self._on_reconfigure(settings)
 
     def _check_usable(self) -> None:
         super()._check_usable()

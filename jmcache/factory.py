@@ -23,7 +23,7 @@ from jmcache.monitoring import Metrics, Monitor, OutageLog
 from jmcache.node_guard import NodeGuard
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
-from jmcache.settings import CacheSettings, without_frames
+from jmcache.settings import CacheSettings, read_settings, without_frames
 
 _log = logging.getLogger("jmcache.factory")
 
@@ -40,11 +40,7 @@ class _Backend:
         self.connection = connection or RedisConnectionManager(
             settings, make_guard=self._guard_node
         )
-        if settings.tls and not settings.tls_verify:
-            _log.warning(
-                "tls_verify is off: whoever answers in the place of %s is believed",
-                settings.endpoint,
-            )
+        _warn_of_trust(settings)
         self.outage = OutageLog(settings.endpoint)
         self.write_outage = OutageLog(f"{settings.endpoint} for writes", lines=2)
         self._settings = settings
@@ -112,11 +108,32 @@ class _Backend:
         with contextlib.suppress(RedisError):
             self.breaker.call(self.connection.ping, Deadline(self._operation_timeout_s))
 
+    def reconfigure(self, settings: CacheSettings) -> None:
+        """Turn to the Redis that *settings* name, with everything that is shared here."""
+        before = self.connection.settings
+        after = before.moved_to(settings)
+        self.connection.reconfigure(after)
+        self._operation_timeout_s = after.operation_timeout
+        self._probe_timeout_s = min(after.connection_timeout, _PROBE_S)
+        if after != before:
+            self.outage.move(after.endpoint)
+            self.write_outage.move(f"{after.endpoint} for writes")
+            self.breaker.move(f"jmcache {after.endpoint}")
+            self.write_breaker.move(f"jmcache {after.endpoint} writes")
+        self.health.ring()
+
     def close(self) -> None:
         self.health.stop()
         self.connection.close()
         self.breaker.close()
         self.write_breaker.close()
+
+
+def _warn_of_trust(settings: CacheSettings) -> None:
+    if settings.tls and not settings.tls_verify:
+        _log.warning(
+            "tls_verify is off: whoever answers in the place of %s is believed", settings.endpoint
+        )
 
 
 class _LocalBackend:
@@ -160,7 +177,7 @@ class RedisCacheFactory:
         Raises:
             RedisConfigurationError: A setting cannot work; the message names it.
         """
-        chosen = _coerce(settings, {})
+        chosen = read_settings(settings)
         with cls._lock:
             if cls._default == chosen:
                 return chosen
@@ -204,7 +221,7 @@ class RedisCacheFactory:
         given = {name: value for name, value in overrides.items() if value is not None}
         with cls._lock:
             base = cls._default if settings is None else settings
-        chosen = _coerce(base, given)
+        chosen = read_settings(base, **given)
         monitor = Monitor(chosen.namespace, metrics)
         user = object()
         try:
@@ -226,6 +243,7 @@ class RedisCacheFactory:
                     validate=validate,
                     on_close=release,
                 )
+            move = backend.reconfigure if connection else partial(cls._reconfigure, backend)
             if metrics:
                 backend.breaker.on_change(_while_alive(monitor))
             return RedisCache(
@@ -246,6 +264,7 @@ class RedisCacheFactory:
                 serializer=serializer,
                 validate=validate,
                 on_close=release,
+                on_reconfigure=move,
             )
         except BaseException:
             cls._disown(user)  # nobody closes what nobody was handed
@@ -308,11 +327,45 @@ class RedisCacheFactory:
                 cls._release(backend, user)
 
     @classmethod
-    def _forget(cls, backend: _Backend | _LocalBackend) -> None:
+    def _forget(cls, backend: _Backend | _LocalBackend, but: Hashable = None) -> None:
         # No loop directly in the `with`: see jmcache.fork.
         for identity, known in tuple(cls._backends.items()):
-            if known is backend:
+            if known is backend and identity is not but:
                 del cls._backends[identity]
+
+    @classmethod
+    def _reconfigure(cls, backend: _Backend, settings: CacheSettings) -> None:
+        before = backend.connection.settings
+        with cls._lock:
+            cls._move(backend, settings)
+        after = backend.connection.settings
+        if after is not before:
+            _log.info(
+                "Redis %s is asked from now on, as new settings say; it was %s until now",
+                after.endpoint,
+                before.endpoint,
+            )
+            _warn_of_trust(after)
+
+    @classmethod
+    def _move(cls, backend: _Backend, settings: CacheSettings) -> None:
+        if backend not in cls._backends.values():
+            return  # closed meanwhile
+        default = cls._default
+        is_default = (
+            default is not None and cls._backends.get(default.connection_identity()) is backend
+        )
+        # Whoever asks for the former Redis must not be led to the new one, also if this is
+        # interrupted: it is known by itself only until it has moved.
+        cls._backends[backend] = backend
+        cls._forget(backend, but=backend)
+        backend.reconfigure(settings)
+        if default is not None and is_default:
+            cls._default = default.moved_to(settings)
+        identity = backend.connection.settings.connection_identity()
+        if identity not in cls._backends:  # else the one that was there first stays there
+            cls._backends[identity] = backend
+            del cls._backends[backend]
 
     @classmethod
     def _renew_in_child(cls) -> None:
@@ -329,14 +382,6 @@ def _while_alive(monitor: Monitor) -> Callable[[Transition], None]:
             alive.on_change(transition)
 
     return tell
-
-
-def _coerce(settings: object, overrides: dict[str, Any]) -> CacheSettings:
-    if settings is None:
-        return CacheSettings.from_env(**overrides)
-    if isinstance(settings, str):
-        return CacheSettings.from_url(settings, **overrides)
-    return CacheSettings.from_object(settings, **overrides)
 
 
 renew_in_child(RedisCacheFactory._renew_in_child)  # noqa: SLF001  a classmethod, so here

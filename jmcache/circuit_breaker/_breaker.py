@@ -15,7 +15,7 @@ from jmcache.circuit_breaker import _news
 from jmcache.circuit_breaker._listeners import Listeners
 from jmcache.circuit_breaker._news import News
 from jmcache.circuit_breaker._rules import Next, Rules
-from jmcache.circuit_breaker._states import CLOSED, Permit, Token, Transition
+from jmcache.circuit_breaker._states import CLOSED, OPEN, Permit, Token, Transition
 from jmcache.circuit_breaker._view import Shown, View
 from jmcache.errors import RedisCircuitBreakerOpenError, RedisError
 
@@ -224,6 +224,24 @@ class CircuitBreaker(View):
         the operation's own result. A listener guards what may fail in it.
         """
         self._listeners.add(listener)
+
+    def move(self, name: str) -> None:
+        """Guard another server from now on, which is called *name*.
+
+        What the former one failed does not count any more. An open breaker stays open until the
+        new one has answered, but the next caller may be the probe, whenever that was to be.
+        """
+        self._shown.hide()
+        at = self._clock()
+        with self._lock:
+            self._name = name
+            now = self._moment
+            if now.state is CLOSED:
+                self._moment = self._rules.closed(now.epoch)
+            elif now.state is OPEN:
+                self._moment = now._replace(probe_at=min(now.probe_at, at))
+        self._shown = Shown(self, self._rules)
+        self._shown.show()
 
     def close(self) -> None:
         """Leave `circuitbreaker.CircuitBreakerMonitor`. Works on as a breaker; may be repeated."""

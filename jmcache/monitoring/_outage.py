@@ -130,6 +130,10 @@ class OutageLog:
                 self._said_at.append(now)
         self._say(line)
 
+    def move(self, endpoint: str) -> None:
+        """Speak of *endpoint* from now on, which is asked in the place of the former one."""
+        self._endpoint = endpoint
+
     def replaced(self) -> None:
         """Take note that another server has taken the place of this one, of a cluster."""
         now = self._clock()

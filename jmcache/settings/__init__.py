@@ -20,7 +20,7 @@ from jmcache.settings._rules import RULES, TEN_YEARS_S, Seconds, check, read_pla
 from jmcache.settings._secret import FileSecret
 from jmcache.settings._url import read_url
 
-__all__ = ["CacheSettings", "FileSecret", "check_ttl", "without_frames"]
+__all__ = ["CacheSettings", "FileSecret", "check_ttl", "read_settings", "without_frames"]
 
 _TLS_DETAILS = (
     "tls_ca_certs",
@@ -30,6 +30,24 @@ _TLS_DETAILS = (
     "tls_verify",
 )
 _SENTINEL_DETAILS = ("sentinel_master", "sentinel_username", "sentinel_password")
+# Where Redis is, who we are there, and what a call and its connections may take.
+_ACCESS = (
+    "host",
+    "port",
+    "db",
+    "username",
+    "password",
+    "unix_socket_path",
+    "tls",
+    *_TLS_DETAILS,
+    "cluster",
+    "cluster_nodes",
+    "sentinels",
+    *_SENTINEL_DETAILS,
+    "operation_timeout",
+    "connection_timeout",
+    "max_connections",
+)
 # What caches on one connection manager may differ in.
 _PER_CACHE = (
     "namespace",
@@ -344,6 +362,22 @@ class CacheSettings:
         """Host and port of every sentinel."""
         return tuple(filter(None, read_places(self.sentinels))) if self.sentinels else ()
 
+    def moved_to(self, other: CacheSettings) -> Self:
+        """Return these settings with the access to Redis that *other* describes.
+
+        That is where Redis is, who we are there, and ``operation_timeout``, ``connection_timeout``
+        and ``max_connections``. Everything else stays.
+
+        Raises:
+            RedisConfigurationError: One of the two is in memory, and the other is not.
+        """
+        if self.memory != other.memory:
+            raise RedisConfigurationError(
+                "memory: a cache in this process and one in Redis do not turn into each other; make"
+                " another cache"
+            )
+        return replace(self, **{name: getattr(other, name) for name in _ACCESS})
+
     def connection_identity(self) -> CacheSettings:
         """Return a hashable that is equal for settings that can share one connection manager.
 
@@ -354,3 +388,20 @@ class CacheSettings:
 
 
 _DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(CacheSettings)}
+
+
+def read_settings(source: object, **overrides: Any) -> CacheSettings:
+    """Return the settings that *source* is: settings, a url, another settings object.
+
+    Args:
+        source: None: the environment.
+        overrides: Settings that beat those.
+
+    Raises:
+        RedisConfigurationError: A setting cannot work; the message names it.
+    """
+    if source is None:
+        return CacheSettings.from_env(**overrides)
+    if isinstance(source, str):
+        return CacheSettings.from_url(source, **overrides)
+    return CacheSettings.from_object(source, **overrides)
