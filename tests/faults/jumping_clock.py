@@ -36,6 +36,7 @@ def main() -> None:
             wait_for(lambda: cache.get("short") is None)
             server.pause()
             observe.nothing(cache, "timeout")
+            assert {cache.lookup("k").reason for _ in range(100)} == {"breaker_open"}
             server.resume()
         observe.back(cache)
         observe.close()

@@ -37,7 +37,7 @@ def run(*options: str) -> tuple[int, list[Report]]:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-m", "fault_row", f"--fault-report={path}", *options],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL if "--collect-only" in options else None,
             check=False,
         )
@@ -89,6 +89,8 @@ def _line(row: Row, reports: list[Report], tests: Tests) -> str:
             outcome, _, reason = ending.partition(" ")
             reasons[outcome][reason] = None
     gets = "; ".join(f"`{o}` ({', '.join(map(_code, names))})" for o, names in reasons.items())
+    if not gets and any("outcomes" in report for report in reports):
+        gets = "what it asked for"
     breaker = {effect for report in reports for effect in report.get("breaker", ())}
     links = [_link(test) for test in tests.get(row.number, ())]
     cells = [

@@ -44,10 +44,10 @@ def test_time_in_which_the_machine_was_late_is_not_the_calls(
 def test_a_slow_refusal_of_an_open_breaker_is_counted(stopwatch: Stopwatch) -> None:
     """At once means at once: a thousand calls of 5 ms are an outage of the service."""
     for _ in range(20):
-        with stopwatch.call(1.0, shed=True):
+        with stopwatch.call(1.0, shed=lambda: True):
             time.sleep(SHED_S + 0.002)
     stopwatch._lags.clear()
-    # Not each of them on a busy machine, which takes the processor away.
+    # Not each of them on a busy machine, which keeps them waiting for a processor.
     assert 1 <= stopwatch.late_when_shed() <= stopwatch.shed == 20
 
 
