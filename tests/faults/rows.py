@@ -90,6 +90,20 @@ KEPT_BY = {
     7: "connection._connection",  # an idle connection is looked at before it is used
     8: "connection._socket",
     9: "connection._socket",
+    10: "connection._socket",
+    11: "connection._socket",  # one deadline for all receives
+    12: "connection._socket",
+    13: "connection._socket",
+    14: "connection._replies",  # an end before a reply is whole
+    15: "connection._translate",
+    16: "connection._replies",
+    17: "connection._replies",  # a reply must be the one that was asked for
+    18: "connection._connection",  # nobody asks over a connection with something unread
+    19: "envelope",  # the digest of the key
+    20: "connection._connection",
+    21: "connection._node",  # an exchange that was broken off closes its connection
+    22: "connection._replies",
+    23: "connection._replies",  # a head is held against what was asked before anything is reserved
     24: "connection._translate",  # what the word means: for writes only
     25: "connection._node",  # connections dropped after READONLY
     26: "connection._translate",
@@ -112,6 +126,9 @@ KEPT_BY = {
     43: "connection._resolver",
     44: "connection._connection",  # each address has its share
     45: "connection._node",  # connections dropped after READONLY
+    46: "connection._sentinel",
+    47: "connection._cluster",  # MOVED and ASK are followed
+    48: "node_guard",  # a breaker for each node
     49: "connection._translate",
     50: "envelope",  # magic, checksum, and the key's digest
     51: "connection._replies",  # more than any value of ours may have is left unread
