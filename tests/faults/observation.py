@@ -284,9 +284,10 @@ class Observation:
     def check(self) -> None:
         """Ask, once everything is closed."""
         assert self._lent == 0, "connections that nobody gave back"
-        assert self.wrong == [], "wrong values"
-        assert self.raises or self.raised == [], "an exception reached the caller"
-        assert self.stopwatch.late() == [], "over the deadline"
+        assert self.wrong == [], f"wrong values: {self.wrong[:10]}"
+        assert self.raises or self.raised == [], f"reached the caller: {self.raised[:10]}"
+        over = self.stopwatch.late()
+        assert over == [], f"over the deadline: {over[:10]}"
         late = self.stopwatch.late_when_shed()
         # p99; of a few calls two, because eight threads take turns in one interpreter.
         shed = self.stopwatch.shed
