@@ -138,6 +138,7 @@ class Cluster:
             sum(usage.in_use for usage in usages),
             sum(usage.idle for usage in usages),
             sum(usage.limit for usage in usages),
+            sum(usage.surplus for usage in usages),
         )
 
     def drop_connections(self) -> None:

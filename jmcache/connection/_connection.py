@@ -14,6 +14,7 @@ from jmcache.connection._resolver import Found
 from jmcache.connection._socket import DeadlineSocket
 from jmcache.connection._tls import Tls
 from jmcache.connection._translate import is_foreign, translate
+from jmcache.connection._usage import Tally
 from jmcache.connection._wire import OK, pack, pack_auth
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisMisconfiguredError, RedisRejectedError, RedisTimeoutError
@@ -35,11 +36,13 @@ class Connection:
         db: int,
         credentials: Credentials,
         open_within_s: float,
+        surplus: Tally,
         **_of_redis_py: Any,  # its pool has some arguments of its own for each connection
     ) -> None:
         self._db = db
         self._credentials = credentials
         self._open_within_s = open_within_s
+        self._surplus = surplus
         self._process = os.getpid()
         self.ticket: object = None  # the pool's
         self._sock = DeadlineSocket()
@@ -58,8 +61,7 @@ class Connection:
         """
         sock, answers = self._sock, self._replies
         if answers.unread or not sock.ready():
-            self.disconnect()  # whatever it has to say, nobody asked for it
-            self._open(deadline)
+            self._open_anew(deadline)
         sock.begin(deadline)
         answers.begin(room)
         sock.sendall(packed)
@@ -79,8 +81,7 @@ class Connection:
             What `send_some` is to be given for *packed*, first and whole.
         """
         if not self.ready:
-            self.disconnect()
-            self._open(deadline)
+            self._open_anew(deadline)
         self._sock.begin(deadline)
         self._replies.begin(room)
         return memoryview(self._sock.to_wire(packed))
@@ -101,6 +102,12 @@ class Connection:
     def disconnect(self) -> None:
         """Close it, without a word to the server in a forked child. Idempotent."""
         self._sock.close(shut_down=os.getpid() == self._process)
+
+    def _open_anew(self, deadline: Deadline) -> None:
+        if self._replies.unread or self._sock.has_surplus():
+            self._surplus.add()  # whatever it has to say, nobody asked for it
+        self.disconnect()
+        self._open(deadline)
 
     def _open(self, deadline: Deadline) -> None:
         left_s = min(deadline.remaining(), self._open_within_s)

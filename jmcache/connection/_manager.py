@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jmcache.connection._credentials import Credentials
 from jmcache.connection._resolver import Resolver
 from jmcache.connection._tls import Tls
-from jmcache.connection._usage import PoolUsage
+from jmcache.connection._usage import PoolUsage, Tally
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisClosedError, RedisError
 from jmcache.fork import renew_in_child
@@ -297,6 +297,7 @@ def _native(settings: CacheSettings, credentials: Credentials) -> tuple[type, di
         "db": settings.db,
         "credentials": credentials,
         "open_within_s": settings.connection_timeout,
+        "surplus": Tally(),
     }
     if settings.unix_socket_path is not None:
         return _connection.UnixConnection, options | {"path": settings.unix_socket_path}

@@ -9,7 +9,7 @@ from typing import Any
 
 from jmcache.connection._pool import Pool
 from jmcache.connection._translate import ABSORBED, is_foreign, translate
-from jmcache.connection._usage import PoolUsage
+from jmcache.connection._usage import PoolUsage, Tally
 from jmcache.connection._wire import (
     NUMBER,
     OK,
@@ -74,6 +74,7 @@ class Node:
             options: Its arguments.
         """
         self._pool = Pool(connection_class, limits.connections, **options)
+        self._surplus: Tally = options.get("surplus") or Tally()  # foreign classes count none
         self.value_room = limits.value_bytes + _HEAD_ROOM
         self._fair_ask_s = min(_FAIR_ASK_S, limits.operation_s / 2)
 
@@ -138,7 +139,8 @@ class Node:
     def usage(self) -> PoolUsage:
         """Return how many connections there are."""
         alive, idle = self._pool.alive, self._pool.idle
-        return PoolUsage(max(0, alive - idle), idle, self._pool.max_connections)
+        limit = self._pool.max_connections
+        return PoolUsage(max(0, alive - idle), idle, limit, self._surplus.count)
 
     def drop_connections(self) -> None:
         """Close idle connections now and the others after their exchange; new ones come lazily."""

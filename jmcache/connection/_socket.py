@@ -78,6 +78,19 @@ class DeadlineSocket:
             return False
         return self._tls is None or not self._tls.unread
 
+    def has_surplus(self) -> bool:
+        """True when there is something to read that is not its end. TLS's own words are not."""
+        if self._sock is None:
+            return False
+        if self._tls is not None:
+            return self._tls.unread
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError as error:  # nothing there, or a reset
+            if is_foreign(error):
+                raise
+            return False
+
     def recv(self, size: int) -> bytes:
         """Wait for at least one byte and return at most *size*; b"" is the end of the stream."""
         tls = self._tls

@@ -1,14 +1,33 @@
-"""How many connections there are."""
+"""How many connections there are, and how often one was out of step."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class PoolUsage:
-    """Connections of this process to one Redis; to a cluster, those to all its nodes."""
+    """Connections of this process to one Redis; to a cluster, those to all its nodes.
+
+    Attributes:
+        surplus: How often one was found with a reply that nobody had asked for, and was closed:
+            something on the way to Redis repeats or delays what passes.
+    """
 
     in_use: int
     idle: int
     limit: int
+    surplus: int = 0
+
+
+class Tally:
+    """A number that any thread may count up."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def add(self) -> None:
+        with self._lock:
+            self.count += 1
