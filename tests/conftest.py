@@ -12,7 +12,13 @@ from certificates import Certificates
 from jmcache.circuit_breaker import CircuitBreaker, Transition
 from jmcache.monitoring import _voice
 from jmcache.settings import CacheSettings
-from jmcache.testing import ManualClock, PrivateCluster, PrivateServer, RedisServerNotFound
+from jmcache.testing import (
+    ManualClock,
+    PrivateCluster,
+    PrivateServer,
+    RedisServerNotFound,
+    find_server,
+)
 
 # On a busy machine any single example may take long, which says nothing about the code.
 hypothesis.settings.register_profile("jmcache", deadline=None)
@@ -20,7 +26,9 @@ hypothesis.settings.load_profile("jmcache")
 
 pytest_plugins = ["matrix"]  # tests/faults/matrix.py
 
-SERVER_FIXTURES = frozenset({"redis_server", "tcp_server", "redis_cluster", "settings"})
+SERVER_FIXTURES = frozenset(
+    {"valkey_server", "redis_server", "tcp_server", "redis_cluster", "settings"}
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -88,6 +96,22 @@ def tcp_server(_port_server: PrivateServer) -> PrivateServer:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Certificates for 127.0.0.1."""
     return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def _valkey() -> Iterator[PrivateServer]:
+    try:
+        binary = find_server("valkey")
+    except RedisServerNotFound as error:  # it comes with the extra "test" where there is one
+        pytest.skip(str(error))
+    with PrivateServer(tcp=True, password="hemlig", binary=binary) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_server(_valkey: PrivateServer) -> PrivateServer:
+    """As tcp_server, but Valkey, and with a password."""
+    return _as_new(_valkey)
 
 
 @pytest.fixture(scope="session")

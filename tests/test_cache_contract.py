@@ -1,4 +1,4 @@
-"""What every cache promises, held against all five: Redis, a cluster, the fake, and memory://.
+"""What every cache promises, held against all six: Redis, Valkey, a cluster, the fake, memory://.
 
 Redis twice, once with signed entries. The fake runs through our own pool code on fakeredis;
 memory:// keeps everything in this process.
@@ -32,7 +32,7 @@ MATCHES = [
 MakeCache = Callable[[str], Cache]
 
 
-@pytest.fixture(params=["redis", "signed", "cluster", "fake", "memory"])
+@pytest.fixture(params=["redis", "signed", "valkey", "cluster", "fake", "memory"])
 def make_cache(request: pytest.FixtureRequest) -> Iterator[MakeCache]:
     """Make caches in the same Redis (or fake, or process), each in the namespace it is given."""
     with contextlib.ExitStack() as opened:
@@ -42,6 +42,9 @@ def make_cache(request: pytest.FixtureRequest) -> Iterator[MakeCache]:
             settings = CacheSettings.from_url(
                 server.url, operation_timeout=5.0, entry_secrets=secrets
             )
+        elif request.param == "valkey":
+            url = request.getfixturevalue("valkey_server").url.replace("redis://", "valkey://")
+            settings = CacheSettings.from_url(url, operation_timeout=5.0)
         elif request.param == "cluster":
             cluster = request.getfixturevalue("redis_cluster")
             settings = CacheSettings.from_url(cluster.url, operation_timeout=5.0)

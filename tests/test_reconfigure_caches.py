@@ -234,6 +234,10 @@ def test_a_closed_cache_stays_closed(servers: list[PrivateServer]) -> None:
     cache.reconfigure(of(servers[1]))
     assert cache.lookup("k").reason == "closed"
     assert RedisCacheFactory._backends == {}
+    gone, other = make(of(servers[0])), make(of(servers[0]))
+    gone.close()
+    gone.reconfigure(of(servers[1]))
+    assert other.settings.endpoint == of(servers[0]).endpoint
     shut = make(of(servers[0]))
     RedisCacheFactory.shutdown()
     shut.reconfigure(of(servers[1]))
@@ -338,12 +342,17 @@ def test_an_open_breaker_is_tried_at_once(servers: list[PrivateServer], tmp_path
     assert cache.health().breaker == "closed"
 
 
-def test_the_health_thread_tries_at_once_too(servers: list[PrivateServer], tmp_path: Path) -> None:
+def test_the_health_thread_tries_at_once_too(
+    servers: list[PrivateServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without any call the health route would go on to say that it is degraded."""
     cache = make(CacheSettings(unix_socket_path=str(tmp_path / "gone"), failure_threshold=1))
     cache.get("k")
     assert cache.health().status == "degraded"
+    rung, ring = [], cache._health.ring
+    monkeypatch.setattr(cache._health, "ring", lambda: (rung.append(1), ring()))
     cache.reconfigure(of(servers[0]))
+    assert rung
     wait_for(lambda: cache.health().status == "ok")
 
 

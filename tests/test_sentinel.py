@@ -486,6 +486,32 @@ def test_with_passwords_and_tls_all_the_way(tmp_path_factory: pytest.TempPathFac
             assert cache.lookup("k").reason == "tls"
 
 
+@pytest.mark.parametrize("info", [True, False])
+def test_the_rights_in_the_docs_are_enough(info: bool) -> None:
+    """Whoever gives no more than what is asked for must not find out later what was missing."""
+    with PrivateSentinel(sentinels=1, replicas=0) as watched:
+        rights = ["~jobs:*", "+get", "+mget", "+set", "+unlink", *(["+info"] if info else [])]
+        watched.master().command("ACL", "SETUSER", "app", "on", ">one", *rights)
+        watched.sentinels[0].command(
+            "ACL", "SETUSER", "watcher", "on", ">two", "-@all", "+sentinel|master"
+        )
+        settings = CacheSettings.from_url(
+            watched.url,
+            namespace="jobs",
+            operation_timeout=5.0,
+            username="app",
+            password="one",
+            sentinel_username="watcher",
+            sentinel_password="two",
+        )
+        with RedisCacheFactory.create_cache(settings) as cache:
+            assert cache.set_many({"a": 1, "b": 2})
+            assert cache.get_many(["a", "b"]) == {"a": 1, "b": 2}
+            assert cache.delete("a")
+            cache._health._probe()  # type: ignore[attr-defined]
+            assert cache.health().status == "ok"
+
+
 def test_the_answer_of_a_real_sentinel_is_read_whole() -> None:
     """What we ask for and what it says are a protocol that no scripted server can vouch for."""
     with PrivateSentinel(sentinels=1, replicas=0) as watched:

