@@ -124,6 +124,32 @@ def test_a_node_that_does_not_answer_costs_only_its_own_names(
     ]
 
 
+def test_a_node_that_begins_first_and_drips_does_not_use_up_the_time_of_all(
+    cluster: ScriptedCluster, manage: Manage, names: list[bytes]
+) -> None:
+    """Who answers first is read first, and would be read until the deadline."""
+    manager = manage()
+    manager.ping(Deadline(5.0))
+    begun = threading.Event()
+
+    def begin_and_drip(_client: Client, words: Words) -> Any:
+        def drip(client: Client) -> None:
+            client.send(b"$1000\r\n")
+            begun.set()
+            client.drip(b"x" * 1000, every_s=0.01)
+
+        return None if words[0] == b"CLUSTER" else drip
+
+    def wait_a_little(client: Client, words: Words) -> None:
+        begun.wait(5)
+        client.ended.wait(0.05)
+
+    cluster.instead = {0: wait_a_little, 1: begin_and_drip, 2: wait_a_little}
+    found = manager.get_many(names[:3], Deadline(1.0))
+    assert isinstance(found[1], RedisTimeoutError)
+    assert [found[0], found[2]] == [value(names[0]), value(names[2])]
+
+
 def test_time_is_left_to_make_something_of_the_answers(
     cluster: ScriptedCluster, names: list[bytes], stopwatch: Stopwatch
 ) -> None:
@@ -154,6 +180,28 @@ def test_a_node_that_is_gone_costs_only_its_own_names(
         assert all(isinstance(one, (bytes, RedisConnectionError)) for one in found)
 
 
+def test_an_answer_that_comes_after_a_bundle_gave_up_is_nobodys(
+    cluster: ScriptedCluster, manage: Manage, names: list[bytes]
+) -> None:
+    """The next caller on that connection would be handed another key's value."""
+    manager = manage(max_connections=1)
+    manager.ping(Deadline(5.0))
+    late = threading.Event()
+    held: list[Client] = []
+
+    def hold_the_first(client: Client, words: Words) -> None:
+        if words[0] == b"GET" and not held:
+            held.append(client)
+            late.wait(5)
+
+    cluster.instead[1] = hold_the_first
+    assert isinstance(manager.get_many(names[:3], Deadline(D))[1], RedisTimeoutError)
+    timer = threading.Timer(0.1, late.set)  # once the next question is on its way
+    timer.start()
+    assert manager.get(names[4], Deadline(5.0)) == value(names[4])
+    timer.join()
+
+
 def test_a_pool_that_is_used_up_costs_only_its_own_nodes_names(
     cluster: ScriptedCluster, manage: Manage, names: list[bytes]
 ) -> None:
@@ -169,10 +217,14 @@ def test_a_pool_that_is_used_up_costs_only_its_own_nodes_names(
             over.wait(5)
 
     cluster.instead[1] = hold
-    with ThreadPoolExecutor(1) as thread:
-        holding = thread.submit(manager.get, names[1], Deadline(5.0))
+    with ThreadPoolExecutor(2) as threads:
+        holding = threads.submit(manager.get, names[1], Deadline(5.0))
         assert asked.wait(5)
-        found = manager.get_many(names, Deadline(0.5))
+        before = len(cluster.asked(2, b"GET"))
+        many = threads.submit(manager.get_many, names, Deadline(2.0))
+        # Long before it has waited for its turn at the one.
+        wait_for(lambda: len(cluster.asked(2, b"GET")) > before, within_s=1.0)
+        found = many.result(5)
         over.set()
         assert holding.result(5) == value(names[1])
     assert [isinstance(one, RedisPoolExhaustedError) for one in found] == [False, True, False] * 3
@@ -343,6 +395,8 @@ def test_a_node_that_is_back_is_asked_again_by_the_health_thread_first(
     cluster.instead[0] = lambda _client, words: RESET
     while cache.lookup(key).reason != "node_down":
         pass
+    # The check that its failure rang for has failed, too.
+    wait_for(lambda: [b"CLUSTER", b"INFO"] in cluster.asked(0))
     del cluster.instead[0]
     wait_for(lambda: cache.get(key) == 1, within_s=2.0)
     assert cache.health().status == "ok"
