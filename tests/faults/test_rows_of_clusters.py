@@ -132,7 +132,7 @@ def watched_failover(cluster: PrivateCluster, dead: PrivateServer) -> Iterator[l
                 return
             time.sleep(0.02)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     yield well_at
     watcher.join(timeout=30)
@@ -184,15 +184,17 @@ def test_a_master_that_hangs_costs_the_others_keys_nothing(
                 seen[key in others, found.reason if found.outcome is not Outcome.HIT else ""] += 1
 
     with patient(redis_cluster), observe.fault():
-        readers = [threading.Thread(target=read, args=(n,)) for n in range(16)]
+        readers = [threading.Thread(target=read, args=(n,), daemon=True) for n in range(16)]
         dead.pause()
-        for reader in readers:
-            reader.start()
-        time.sleep(3.0)
-        assert len(cache.get_many([*others, *by_master[dead]])) == len(others)
-        over.set()
-        for reader in readers:
-            reader.join(timeout=10)
+        try:
+            for reader in readers:
+                reader.start()
+            time.sleep(3.0)
+            assert len(cache.get_many([*others, *by_master[dead]])) == len(others)
+        finally:
+            over.set()
+            for reader in readers:
+                reader.join(timeout=10)
         dead.resume()
         assert seen.keys() & {(True, "breaker_open"), (True, "node_down")} == set()
         assert seen[True, ""] >= 0.99 * sum(n for (other, _), n in seen.items() if other)
