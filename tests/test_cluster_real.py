@@ -157,3 +157,4 @@ def test_a_node_that_takes_nothing_holds_up_no_bundle(
     deaf.resume()
     assert isinstance(stored[0], RedisTimeoutError)
     assert stored[1:] == [None, None]
+    assert stopwatch.late() == []

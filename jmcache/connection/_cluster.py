@@ -31,6 +31,9 @@ from jmcache.errors import (
 )
 
 _ROUNDS = 6  # in one call at most: a redirection, or a value too large, is followed by another
+# Of a health check's time, for all nodes that are not asked at the moment: that the others are well
+# must not be known a second later because one hangs.
+_SHUT_SHARE = 0.25
 _UNKNOWN = RedisHurriedError("interrupted")  # how an exchange ended that was
 
 
@@ -274,7 +277,7 @@ class Cluster:
         signs = [_sign(errand.answer) for errand in errands]
         for left in range(len(shut), 0, -1):
             member = self._members[shut[-left]]
-            within = deadline.part(1.0 / left)
+            within = deadline.part(_SHUT_SHARE / left)
             try:
                 answer = member.guard.probe(member.node.ask, CLUSTER_INFO, VALUE, within)
             except RedisError as error:
