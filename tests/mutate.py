@@ -5,8 +5,9 @@
     python tests/mutate.py --list                               what would be broken
 
 Each mutant runs in a copy, with the test files in the order given until the first failure; so the
-quick ones belong in front. A survivor is a line of code that no test needs: a test is missing, the
-line is, or the two mean the same. Exit code 1 when there are any.
+quick ones belong in front. A survivor ("pass") is a line of code that no test needs: a test is
+missing, or the line is too much, or both mean the same. A hang is noticed, too, if less politely.
+Exit code 1 when there are survivors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -163,8 +165,8 @@ class Desk:
             shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "setup.cfg", where)
 
-    def passes(self, limit_s: float) -> bool:
-        """Whether the tests pass as things are; a hang does not."""
+    def run(self, limit_s: float) -> str:
+        """How the tests end as things are: "pass", "fail" or "hang"."""
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *self.tests],
@@ -175,16 +177,16 @@ class Desk:
                 timeout=limit_s,
             )
         except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
+            return "hang"
+        return "fail" if done.returncode else "pass"
 
-    def survives(self, mutant: Mutant, limit_s: float) -> bool:
-        """Whether the tests pass with *mutant* in the place of its file."""
+    def run_with(self, mutant: Mutant, limit_s: float) -> str:
+        """The same with *mutant* in the place of its file."""
         target = self.where / mutant.path
         whole = target.read_text(encoding="utf-8")
         target.write_text(mutant.source, encoding="utf-8")
         try:
-            return self.passes(limit_s)
+            return self.run(limit_s)
         finally:
             target.write_text(whole, encoding="utf-8")
 
@@ -211,26 +213,26 @@ def main() -> None:
             desks.put(Desk(Path(folder) / str(number), chosen.tests))
         desk = desks.get()
         began = time.monotonic()
-        if not desk.passes(600):
+        if desk.run(600) != "pass":
             sys.exit("the tests fail before anything is broken")
-        limit_s = 30 + 5 * (time.monotonic() - began)
+        limit_s = 10 + 2 * (time.monotonic() - began)
         desks.put(desk)
 
-        def survives(mutant: Mutant) -> bool:
+        def try_one(mutant: Mutant) -> str:
             desk = desks.get()
             try:
-                return desk.survives(mutant, limit_s)
+                return desk.run_with(mutant, limit_s)
             finally:
                 desks.put(desk)
 
-        survivors = 0
+        ends: Counter[str] = Counter()
         with ThreadPoolExecutor(chosen.jobs) as threads:
-            for mutant, survived in zip(mutants, threads.map(survives, mutants), strict=True):
-                survivors += survived
-                if survived:
-                    print(mutant, flush=True)
-    print(f"{len(mutants)} mutants, {survivors} survived")
-    sys.exit(bool(survivors))
+            for mutant, end in zip(mutants, threads.map(try_one, mutants), strict=True):
+                ends[end] += 1
+                if end != "fail":
+                    print(f"{end} [{ends.total()}/{len(mutants)}] {mutant}", flush=True)
+    print(f"{len(mutants)} mutants, {ends['pass']} survived, {ends['hang']} hung")
+    sys.exit(ends["pass"] > 0)
 
 
 if __name__ == "__main__":
