@@ -198,6 +198,10 @@ class Cluster:
         for errand in waiting:
             errand.answer = RedisNotReadyError("no node had the key in the end", reason="tryagain")
         answers = [errand.answer for errand in errands]
+        if self._closed:  # its owner asks what came in its place, if anything did
+            for answer in answers:
+                if isinstance(answer, RedisClosedError):
+                    raise answer
         problems = [one for one in answers if isinstance(one, RedisError)]
         answered = [one for one in problems if isinstance(one, RedisRejectedError)]
         if errands and len(problems) == len(answers) and not answered:

@@ -91,9 +91,12 @@ def test_a_pool_that_slow_calls_use_up_is_no_evidence_against_redis(
 ) -> None:
     """Our own congestion would cut off a healthy Redis, and make the congestion complete."""
     with FaultProxy(server) as proxy:
-        cache = observe.cache(proxy.settings(max_connections=2, namespace="slow"))
+        # Three calls fit into the wait for a connection, with 0.2 s to spare on a busy machine, and
+        # whoever gets one has time for an answer.
+        settings = proxy.settings(max_connections=2, namespace="slow", operation_timeout=2.0)
+        cache = observe.cache(settings)
         assert cache.set("k", "v")
-        slow = proxy.latency(0.1)
+        slow = proxy.latency(0.6)
         with observe.fault():
             threads = [threading.Thread(target=cache.get, args=("k",)) for _ in range(24)]
             for thread in threads:

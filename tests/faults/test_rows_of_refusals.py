@@ -357,6 +357,8 @@ def test_a_ping_that_is_forbidden_is_a_sign_of_life(observe: Observation) -> Non
             observe.nothing(cache.within(REFUSED_S), "refused")
             server.start()
         observe.back(cache)
+        wait_for(lambda: cache.health().last_error_reason is None)
+        assert cache.health().last_ok_age_s is not None
     assert observe.breaker == {"counts"}
 
 
