@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import dis
 import functools
+import gc
 import signal
 import sys
 from types import CodeType, FrameType, TracebackType
@@ -46,10 +47,14 @@ class Interrupter:
         self._exempt = {__file__, sys._getframe(1).f_code.co_filename}
         self._armed = False
         self._before: Any = None
+        self._callbacks: list[Any] = []
         self.done = False
         self.where = ""  # of the point, for a failing test
 
     def __enter__(self) -> Self:
+        # hypothesis measures collections with one of Python, from which nothing can come out.
+        self._callbacks = gc.callbacks[:]
+        gc.callbacks.clear()
         self._before = signal.signal(signal.SIGINT, self._handler)
         sys._getframe().f_trace_opcodes = True  # 3.12 looks for one when tracing begins
         sys.settrace(self._begin)
@@ -64,6 +69,7 @@ class Interrupter:
         sys.settrace(None)
         self._armed = False
         signal.signal(signal.SIGINT, self._before)
+        gc.callbacks[:] = self._callbacks
 
     def _handler(self, _signal: int, _frame: FrameType | None) -> None:
         if self._armed:

@@ -101,8 +101,10 @@ class Engine:
             done.append(True)
 
         with self.changed:
+            if self._broken is not None:
+                raise RuntimeError("the proxy broke down") from self._broken
             if self._thread is None or not self._thread.is_alive():
-                raise RuntimeError("the proxy is not running in this process") from self._broken
+                raise RuntimeError("the proxy is not running in this process")
             self._orders.append(order)
             self._ring()
             if not self.changed.wait_for(lambda: done or self._broken, _ANSWER_WITHIN):
