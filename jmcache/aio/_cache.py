@@ -7,26 +7,37 @@ waited 5 s behind stalled cache calls when measured). No logic of the cache is h
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import functools
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
-from jmcache.cache import Cache, RedisCache, Timeout, Validate
+from jmcache.aio._driver import Driver
+from jmcache.aio._threads import Threads
+from jmcache.cache import (
+    NO_DEFAULT,
+    Cache,
+    CachedFunction,
+    FunctionOptions,
+    KeySpec,
+    Options,
+    Plan,
+    RedisCache,
+    TagsSpec,
+    Timeout,
+    Validate,
+    decorator,
+)
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisClosedError, RedisError, RedisPoolExhaustedError
-from jmcache.fork import renew_in_child
+from jmcache.errors import RedisError
 from jmcache.health import Health
 from jmcache.monitoring import CacheStats
 from jmcache.outcome import Lookup
 from jmcache.settings import CacheSettings
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
-
-_QUEUE_PER_THREAD = 200  # calls; what a thread can serve within a deadline when Redis is well
 
 
 class AsyncRedisCache:
@@ -51,15 +62,10 @@ class AsyncRedisCache:
         if max_threads is not None and (type(max_threads) is not int or max_threads < 1):
             raise ValueError(f"max_threads: a whole number, 1 or more; not {max_threads!r}")
         self._cache = cache
-        self._max_threads = max_threads
-        self._renew_in_child()
-        renew_in_child(self._renew_in_child)
-
-    def _renew_in_child(self) -> None:
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None  # guarded by _lock
-        self._threads = 0  # guarded by _lock; that it may have
-        self._queued = 0  # guarded by _lock; calls handed to the executor and not yet ended
+        self._threads = Threads(
+            "jmcache-aio", lambda: max_threads or cache.settings.max_connections
+        )
+        self._driver = Driver(cache, self._threads)
 
     @property
     def sync(self) -> Cache:
@@ -98,16 +104,29 @@ class AsyncRedisCache:
         return await self._call("exists", self._cache.exists, key, timeout=timeout)
 
     async def set(
-        self, key: str, value: Any, ttl: float | None = None, *, timeout: Timeout = None
+        self,
+        key: str,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        timeout: Timeout = None,
     ) -> bool:
         """See Cache.set."""
-        return await self._call("set", self._cache.set, key, value, ttl, timeout=timeout)
+        return await self._call("set", self._cache.set, key, value, ttl, tags=tags, timeout=timeout)
 
     async def set_many(
-        self, mapping: Mapping[str, Any], ttl: float | None = None, *, timeout: Timeout = None
+        self,
+        mapping: Mapping[str, Any],
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        timeout: Timeout = None,
     ) -> bool:
         """See Cache.set_many."""
-        return await self._call("set_many", self._cache.set_many, mapping, ttl, timeout=timeout)
+        return await self._call(
+            "set_many", self._cache.set_many, mapping, ttl, tags=tags, timeout=timeout
+        )
 
     async def delete(self, key: str, *, timeout: Timeout = None) -> bool:
         """See Cache.delete."""
@@ -116,6 +135,79 @@ class AsyncRedisCache:
     async def delete_many(self, keys: Iterable[str], *, timeout: Timeout = None) -> int:
         """See Cache.delete_many."""
         return await self._call("delete_many", self._cache.delete_many, keys, timeout=timeout)
+
+    async def invalidate_tags(self, *tags: str, timeout: Timeout = None) -> bool:
+        """See Cache.invalidate_tags."""
+        return await self._call(
+            "invalidate_tags", self._cache.invalidate_tags, *tags, timeout=timeout
+        )
+
+    async def clear(self, *, timeout: Timeout = None) -> bool:
+        """See Cache.clear."""
+        return await self._call("clear", self._cache.clear, timeout=timeout)
+
+    async def get_or_set(
+        self,
+        key: str,
+        loader: Callable[..., Any],
+        *,
+        default: Any = NO_DEFAULT,
+        refresher: Callable[[str], object] | None = None,
+        validate: Validate | None = None,
+        timeout: Timeout = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """See Cache.get_or_set; coroutines and threads of a process wait for each other.
+
+        Args:
+            loader: A coroutine function is awaited here, on this loop; a plain function runs on a
+                thread of the adapter's own.
+        """
+        steps = self._cache.computing(
+            key,
+            loader,
+            self._driver.spawn,
+            default,
+            refresher,
+            validate,
+            timeout,
+            options,
+            detached=True,
+        )
+        return await self._driver.take_all(steps)
+
+    async def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        loader: Callable[[list[str]], Any],
+        *,
+        validate: Validate | None = None,
+        timeout: Timeout = None,
+        **options: Unpack[Options],
+    ) -> dict[str, Any]:
+        """See Cache.get_or_set_many, and get_or_set for the loader."""
+        steps = self._cache.computing_many(
+            keys, loader, self._driver.spawn, validate, timeout, options, detached=True
+        )
+        return await self._driver.take_all(steps)
+
+    def cached(
+        self,
+        *,
+        key: KeySpec = None,
+        tags: TagsSpec = (),
+        refresher: Callable[..., object] | None = None,
+        default: Any = NO_DEFAULT,
+        validate: Validate | None = None,
+        timeout: Timeout = None,
+        **options: Unpack[FunctionOptions],
+    ) -> Callable[[Callable[P, Awaitable[R]]], CachedFunction[P, Awaitable[R]]]:
+        """See Cache.cached; for coroutine functions, whose ``invalidate`` is awaited too."""
+        Plan.of(options, self.settings)  # refuses nonsense now
+        compute = partial(
+            self.get_or_set, default=default, validate=validate, timeout=timeout, **options
+        )
+        return decorator(compute, self.delete, key, tags, refresher)
 
     async def generate_key(self, /, *args: Any, **kwargs: Any) -> str:
         """See Cache.generate_key."""
@@ -135,12 +227,10 @@ class AsyncRedisCache:
 
     async def aclose(self) -> None:
         """Close the cache behind it and let the threads end. Idempotent; waits for no call."""
-        with self._lock:
-            executor, self._executor = self._executor, None
         self._cache.close()
-        if executor is not None:
-            # What is queued still ends, at once and as unavailable: nobody's task is cancelled.
-            executor.shutdown(wait=False)
+        # What is queued still ends, at once and as unavailable: nobody's task is cancelled.
+        self._threads.close()
+        self._driver.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,44 +258,9 @@ class AsyncRedisCache:
                 # Should the breaker let this one through after all, it must wait for nothing.
                 timeout = Deadline.over()
             return method(*args, timeout=timeout, **options)
-        work = functools.partial(
-            contextvars.copy_context().run, method, *args, timeout=timeout, **options
-        )
         try:
-            future = self._submit(work)
+            future = self._threads.submit(partial(method, *args, timeout=timeout, **options))
         except RedisError as error:
             nothing: T = self._cache.give_up(operation, error)
             return nothing
         return await asyncio.wrap_future(future)
-
-    def _submit(self, work: Callable[[], T]) -> Future[T]:
-        limit = self._max_threads
-        if limit is None:
-            limit = self._cache.settings.max_connections
-        with self._lock:
-            if self._queued >= limit * _QUEUE_PER_THREAD:
-                raise RedisPoolExhaustedError(
-                    "max_connections: more calls wait than can be served", reason="queue_full"
-                )
-            if self._executor is None or self._threads != limit:
-                # One that is replaced is not shut down: who is about to hand it a call still may,
-                # and its threads end when nobody has it any more.
-                self._executor = ThreadPoolExecutor(limit, "jmcache-aio")
-                self._threads = limit
-            executor = self._executor
-            self._queued += 1
-        try:
-            future = executor.submit(work)
-        except RuntimeError as error:
-            self._ended(None)
-            if self._executor is not None:  # not shut down meanwhile
-                raise RedisPoolExhaustedError(
-                    "the system has no thread for the adapter", reason="no_thread"
-                ) from error
-            raise RedisClosedError("the adapter was closed") from error
-        future.add_done_callback(self._ended)
-        return future
-
-    def _ended(self, _future: Future[Any] | None) -> None:
-        with self._lock:
-            self._queued -= 1
