@@ -39,6 +39,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+_INVALIDATIONS = frozenset({"delete", "delete_many", "invalidate_tags", "clear"})
+
 
 class AsyncRedisCache:
     """A cache for coroutines: the names and signatures of RedisCache, awaited.
@@ -258,9 +260,14 @@ class AsyncRedisCache:
                 # Should the breaker let this one through after all, it must wait for nothing.
                 timeout = Deadline.over()
             return method(*args, timeout=timeout, **options)
+        invalidates = operation in _INVALIDATIONS
         try:
             future = self._threads.submit(partial(method, *args, timeout=timeout, **options))
         except RedisError as error:
+            if invalidates:  # the cache keeps what it could not tell Redis
+                return method(*args, timeout=Deadline.over(), **options)
             nothing: T = self._cache.give_up(operation, error)
             return nothing
-        return await asyncio.wrap_future(future)
+        answer = asyncio.wrap_future(future)
+        # A caller who is cancelled takes back what has not begun, but never an invalidation.
+        return await (asyncio.shield(answer) if invalidates else answer)

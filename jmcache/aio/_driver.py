@@ -49,7 +49,7 @@ class Driver:
         finally:
             steps.close()
 
-    def spawn(self, steps: Steps[Any]) -> bool:
+    def spawn(self, steps: Steps[Any], *, awaited: bool = False) -> bool:  # noqa: ARG002 - the same
         """Take *steps* in a task of this loop; False when there are too many."""
         if len(self._tasks) >= _TASKS:
             return False

@@ -17,7 +17,7 @@ from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, decorator
 from jmcache.cache._compute import Computation, Spawn
 from jmcache.cache._guard import LoadGuard
 from jmcache.cache._lead import Looks, Order, Results, Workshop
-from jmcache.cache._loaders import for_many, for_one
+from jmcache.cache._loaders import check_plain, for_many, for_one
 from jmcache.cache._look import Kept, Key
 from jmcache.cache._plan import FunctionOptions, Options, Plan, check_tags, is_limit
 from jmcache.cache._steps import Steps, run
@@ -46,6 +46,8 @@ Timeout = float | Deadline | None
 NO_DEFAULT: Final = object()  # "no default was given", where None may be one
 _BACKGROUND_THREADS = 4  # refreshes at one time
 _BACKGROUND_QUEUE = 64  # refreshes waiting for one of them; more are skipped
+_LOAD_THREADS = 32  # loads at one time that may outlive their caller's patience
+_LOAD_QUEUE = 64  # such loads waiting for a thread; more run on their caller's own
 
 # What the caller is handed when an operation did not get through.
 _NOTHING: dict[str, Callable[[RedisError], Any]] = {
@@ -86,6 +88,8 @@ class Cache:
             Background(_BACKGROUND_THREADS, _BACKGROUND_QUEUE),
             stops.monitor.note,
         )
+        # Apart from refreshes: those may wait, while somebody waits for each of these.
+        self._loads = Background(_LOAD_THREADS, _LOAD_QUEUE)
         self._monitor = stops.monitor
         self._keys = stops.keys
         self._on_close = on_close
@@ -376,6 +380,8 @@ class Cache:
 
         What *loader* raises reaches the callers that wait for it, and is not cached.
         """
+        check_plain("loader", loader)
+        check_plain("refresher", refresher)
         steps: Steps[T] = self.computing(
             key, loader, self._spawn, default, refresher, validate, timeout, options
         )
@@ -400,6 +406,7 @@ class Cache:
 
         The rest is that of get_or_set.
         """
+        check_plain("loader", loader)
         return run(self.computing_many(keys, loader, self._spawn, validate, timeout, options))
 
     def cached(
@@ -433,7 +440,7 @@ class Cache:
         compute = partial(
             self.get_or_set, default=default, validate=validate, timeout=timeout, **options
         )
-        return decorator(compute, self.delete, key, tags, refresher)
+        return decorator(compute, self.delete, key, tags, refresher, partial(check_plain, "cached"))
 
     def computing(
         self,
@@ -516,9 +523,10 @@ class Cache:
     ) -> Order:
         return Order(operation, loader, plan, self._deadline(timeout).remaining(), validate)
 
-    def _spawn(self, steps: Steps[Any]) -> bool:
+    def _spawn(self, steps: Steps[Any], *, awaited: bool = False) -> bool:
         context = contextvars.copy_context()
-        return self._shop.background.submit(partial(context.run, run, steps))
+        pool = self._loads if awaited else self._shop.background
+        return pool.submit(partial(context.run, run, steps))
 
     # About the cache ----------------------------------------------------------------------------
 

@@ -178,10 +178,12 @@ def decorator(
     key: KeySpec,
     tags: TagsSpec,
     refresher: Callable[..., object] | None,
+    check: Callable[[object], None] = lambda func: None,
 ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
-    """Return what makes a function a cached one."""
+    """Return what makes a function a cached one; *check* raises for one that cannot be."""
 
     def decorate(func: Callable[P, T]) -> CachedFunction[P, T]:
+        check(func)
         return CachedFunction(func, CallKeys(func, key, tags), compute, delete, refresher)
 
     return decorate

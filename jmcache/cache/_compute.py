@@ -17,7 +17,7 @@ import math
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from jmcache.cache._lead import Asking, Landed, Lead, Looks, Order, Results, Workshop
 from jmcache.cache._look import Key, Look
@@ -31,7 +31,12 @@ from jmcache.outcome import Outcome
 _XFETCH_BETA = 1.0
 _NO_LIMIT_S = 10 * 86_400.0
 
-Spawn = Callable[[Steps[Any]], bool]
+
+class Spawn(Protocol):
+    """Takes steps in the background; False when it cannot."""
+
+    def __call__(self, steps: Steps[Any], *, awaited: bool = False) -> bool:
+        """Begin; *awaited* says that somebody waits for them."""
 
 
 class Computation:
@@ -49,7 +54,7 @@ class Computation:
         """Prepare; nothing is done yet.
 
         Args:
-            spawn: Takes steps in the background; False when it cannot.
+            spawn: Where steps are taken in the background.
             refresher: Has a stale value refreshed elsewhere, in place of *spawn*.
             detached: Lead in the background, so that a load outlives its caller.
         """
@@ -79,8 +84,8 @@ class Computation:
                 missing[key] = look
                 continue
             results[key] = Landed.of(look)
-            if look.outcome is Outcome.STALE or self._is_early(look):
-                stale[key] = look
+            if look.holder is None and (look.outcome is Outcome.STALE or self._is_early(look)):
+                stale[key] = look  # else somebody refreshes it already, or it failed just now
         if stale:
             yield from self._refresh_soon(stale)
         if missing:
@@ -146,7 +151,7 @@ class Computation:
         limit_s = min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
         flights = dict(mine)
         seen = limit_s == _NO_LIMIT_S and not self._detached
-        if seen or not self._spawn(self._lead_unseen(dict(mine), looks)):
+        if seen or not self._spawn(self._lead_unseen(dict(mine), looks), awaited=True):
             return (yield from Lead(self._shop, self._order, mine).steps(looks))
         mine.clear()  # they are led, and left, in the background
         until = Deadline(limit_s)
@@ -187,14 +192,25 @@ class Computation:
 
     def _refresh_soon(self, stale: Looks) -> Steps[None]:
         """See to it that somebody refreshes the values, without waiting for that."""
-        begun = True
-        if self._refresher is not None:
-            self._refresher()
-        elif self._plan.refresh == "inline":
-            yield from self._refresh(stale)
-        else:
-            begun = self._spawn(self._refresh(stale))
-        self._shop.note("refresh" if begun else "refresh_skipped")
+        steps = self._refresh(stale) if self._refresher is None else self._pass_on(stale)
+        if self._plan.refresh == "inline":
+            yield from steps
+        elif not self._spawn(steps):
+            self._shop.note("refresh_skipped")
+
+    def _pass_on(self, stale: Looks) -> Steps[None]:
+        """Have the values refreshed elsewhere, if nobody else was asked to within lock_timeout."""
+        refresher = self._refresher
+        lead = Lead(self._shop, self._order, {})
+        try:
+            if refresher is not None and (yield from lead.reserve(stale)):
+                self._shop.note("refresh")
+                yield Load(lambda _: refresher(), stale, ())
+        except Exception as error:
+            lead.give_back(stale)
+            if is_limit(error):
+                raise
+            self._shop.note("refresh_failed")
 
     def _refresh(self, stale: Looks) -> Steps[None]:
         """Be the one who refreshes the values, if nobody is yet."""
@@ -206,6 +222,7 @@ class Computation:
                     del mine[key]
             if mine:
                 looks = {key: stale[key] for key in mine}
+                self._shop.note("refresh")
                 yield from Lead(self._shop, self._order, mine).steps(looks, wait=False)
         except Exception as error:
             if is_limit(error):

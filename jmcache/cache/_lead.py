@@ -204,6 +204,19 @@ class Lead:
         finally:
             self._free(self._held, 0.0)
 
+    def reserve(self, looks: Looks) -> Steps[bool]:
+        """Take the leases for whoever is asked to load elsewhere; False if somebody has them all.
+
+        Nobody gives them back: who loads by force, or sets, voids them, or they end.
+        """
+        taken = yield from self._take(looks, False)
+        self._held.clear()
+        return any([ours for ours, _ in taken.values()])
+
+    def give_back(self, looks: Looks) -> None:
+        """Give back what was reserved."""
+        self._free(looks, 0.0)
+
     def _lead(self, looks: Looks, wait: bool) -> Steps[None]:
         until = Deadline(self._plan.lock_timeout)
         steal: set[Key] = set(looks) if self._plan.force else set()

@@ -103,6 +103,12 @@ async def _awaited(
         _current.reset(before)
 
 
+def check_plain(option: str, given: object) -> None:
+    """Raise TypeError for a coroutine function, where nobody would await it."""
+    if inspect.iscoroutinefunction(given):
+        raise TypeError(f"{option}: a plain function; for a coroutine function use AsyncRedisCache")
+
+
 def _wants_argument(loader: Callable[..., Any]) -> bool:
     if not callable(loader):
         raise TypeError(f"loader: a callable, not {type(loader).__name__}")

@@ -93,6 +93,11 @@ class Plan:
             raise ValueError(
                 f'early_refresh: a share of the TTL between 0 and 1, or "xfetch"; not {early!r}'
             )
+        if self.refresh not in ("background", "inline"):
+            raise ValueError(f'refresh: "background" or "inline"; not {self.refresh!r}')
+        if self.negative is not None and not callable(self.negative):
+            raise TypeError(f"negative: a callable, not {type(self.negative).__name__}")
+        _check_exceptions("no_stale_for", self.no_stale_for)
         if self.read_only and (self.write_only or self.force):
             raise ValueError("read_only: not together with write_only or force")
 
@@ -150,6 +155,11 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
         if not tag:
             raise ValueError("tags: text that is not empty")
     return found
+
+
+def _check_exceptions(name: str, given: object) -> None:
+    if not isinstance(given, tuple) or not all([isinstance(kind, type) for kind in given]):
+        raise TypeError(f"{name}: exceptions, as a tuple of types")
 
 
 def _seconds(name: str, value: object, least: float | None = None) -> None:

@@ -9,6 +9,7 @@ leave nothing behind.
 from __future__ import annotations
 
 import contextvars
+import inspect
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -89,6 +90,9 @@ def _take(step: Step) -> Any:
         return time.sleep(step.seconds)
     before = loading.set(loading.get().union(step.names))
     try:
-        return step.loader(step.looks)
+        loaded = step.loader(step.looks)
     finally:
         loading.reset(before)
+    if inspect.isawaitable(loaded):
+        raise TypeError("loader: what it returns has to be awaited; use AsyncRedisCache")
+    return loaded

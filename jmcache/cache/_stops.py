@@ -235,6 +235,10 @@ class Stops:
 
     def generation(self, tags: tuple[str, ...], deadline: Deadline) -> int:
         """Return what an entry that depends on *tags* has to carry now."""
+        return self._generations(tags, deadline)[1]
+
+    def _generations(self, tags: tuple[str, ...], deadline: Deadline) -> tuple[int | None, int]:
+        """Return the namespace's counter, and the sum of it and those of *tags*."""
         counters = (self._space, *map(self.keys.tag_counter, tags))
         for _ in range(2):
             found = self.ask(self.store.read, (), counters, (), deadline)
@@ -242,7 +246,7 @@ class Stops:
             self._generation = known[0]
             generation = generation_of(known)
             if generation is not None:
-                return generation
+                return known[0], generation
             self.ask_to_write(self.store.seed, counters, deadline)
         raise RedisWriteRefusedError(
             "the counters that entries depend on do not stay", reason="oom"
@@ -255,33 +259,35 @@ class Stops:
         deadline: Deadline,
     ) -> list[RedisError]:
         """Store serialized values whatever is there; return why some of them were refused."""
-        generation = None if tags else self._generation
-        if generation is None:
-            generation = self.generation(tags, deadline)
+        space = generation = None if tags else self._generation
+        problems: list[RedisError] = []
         for _ in range(2):
-            space = self._generation
+            if generation is None:
+                space, generation = self._generations(tags, deadline)
             items = [
                 self.seal(key, body, kept._replace(tags=tags, generation=generation))
                 for key, body, kept in entries
             ]
-            problems = self.ask_to_write(self._write, items, deadline)
-            if self._generation is None or space is None or self._generation == space:
+            problems, now = self.ask_to_write(self._write, items, deadline)
+            if now == space:
                 break
-            # The namespace was cleared since it was looked at, before this write: once more.
-            generation += self._generation - space
+            # Cleared or flushed since the counter was looked at, before this write: once more.
+            generation = None
         for key, _, _ in entries:
             self.journal.forgive(key.name)
         return problems
 
-    def _write(self, items: Sequence[Item], deadline: Deadline) -> list[RedisError]:
+    def _write(
+        self, items: Sequence[Item], deadline: Deadline
+    ) -> tuple[list[RedisError], int | None]:
         replies, counters = self.store.write(items, (self._space,), deadline)
         refused = [error for error in replies if error is not None]
         if len(refused) == len(items):  # else there is a part of Redis that takes them
             for error in refused:
                 if error.trips or error.trips_writes:
                     raise error  # the breakers have to see it
-        self._generation = read_counter(counters[0])
-        return refused
+        self._generation = now = read_counter(counters[0])
+        return refused, now
 
     def delete(self, keys: Sequence[Key], deadline: Deadline) -> int:
         """Remove *keys*, or keep that they are to be removed; return how many were there."""
