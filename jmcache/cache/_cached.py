@@ -43,6 +43,8 @@ class CallKeys:
         self._name = f"{func.__module__}.{func.__qualname__}"
         self._key = key
         self._tags = tags if callable(tags) else _templates("tags", tags)
+        if not (key is None or isinstance(key, str) or callable(key)):
+            raise TypeError(f"key: a template or a callable, not {type(key).__name__}")
         if key is None and _is_method(func, self._signature):
             raise TypeError(
                 f"key: {self._name} is a method, and an object has no place in a key; name what"

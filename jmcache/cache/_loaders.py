@@ -51,13 +51,14 @@ def for_one(loader: Callable[..., Any], key: Key, plan: Plan) -> Callable[[Looks
     Raises:
         TypeError: It cannot be called.
     """
-    wants = _wants_argument(loader)
+    if not callable(loader):
+        raise TypeError(f"loader: a callable, not {type(loader).__name__}")
 
     def load(looks: Looks) -> Any:
         context = LoadContext(plan, looks[key])
         before = _current.set(context)
         try:
-            value = loader(context) if wants else loader()
+            value = loader(context) if _wants_argument(loader) else loader()
         finally:
             _current.reset(before)
         if inspect.isawaitable(value):
@@ -110,8 +111,7 @@ def check_plain(option: str, given: object) -> None:
 
 
 def _wants_argument(loader: Callable[..., Any]) -> bool:
-    if not callable(loader):
-        raise TypeError(f"loader: a callable, not {type(loader).__name__}")
+    # Asked for a load, not for a hit: it takes longer than all the rest of a hit.
     try:
         parameters = inspect.signature(loader).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
