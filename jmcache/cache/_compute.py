@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -65,10 +66,12 @@ class Computation:
         self._refresher = refresher
         self._detached = detached
         self._asking = Asking(shop, order)
+        self._began = 0.0  # by time.monotonic
 
     def steps(self, keys: tuple[Key, ...]) -> Steps[Results]:
         """Look, and compute what is needed; return what there is, by key."""
         plan = self._plan
+        self._began = time.monotonic()
         own = loading.get()
         blank: Looks = dict.fromkeys(keys, Look(Outcome.MISS))
         if own and not own.isdisjoint([key.name for key in keys]):
@@ -97,31 +100,44 @@ class Computation:
     def _fly(self, missing: Looks) -> Steps[Results]:
         until = Deadline(self._plan.lock_timeout)
         mine: dict[Key, Flight] = {}
+        late: dict[Key, Flight] = {}  # waited for long enough
+        waited_for: set[bytes] = set()  # those who load there, as far as that is known
         results: Results = {}
         try:
             while missing:
-                joined = self._board(missing, mine)
+                joined = self._board(missing, mine, late)
                 if mine:
-                    results |= yield from self._lead(mine, {key: missing[key] for key in mine})
-                abandoned: list[Key] = []
+                    looks = {key: missing[key] for key in mine}
+                    results |= yield from self._lead(mine, looks, waited_for)
+                again: list[Key] = []
                 for key, flight in joined.items():
                     self._shop.note("coalesced")
                     yield Join(flight, until.remaining())
-                    if flight.result is not None:
-                        results[key] = yield from self._share(flight.result[0])
-                    elif flight.error is not None:
+                    landed = _landed(flight, self._began)
+                    if landed is not None:
+                        results[key] = yield from self._share(landed)
+                        continue
+                    if flight.error is not None:
                         raise flight.error
-                    elif flight.ended:
-                        abandoned.append(key)  # its leader gave up
-                    else:  # waited long enough
-                        late = Lead(self._shop, self._order, {key: Flight()})
-                        results |= yield from late.steps({key: missing[key]}, alone=True)
-                missing = (yield from self._asking.look(abandoned)) if abandoned else {}
+                    if not flight.ended:
+                        if key not in late:
+                            until = Deadline(self._plan.lock_timeout)  # for whoever leads now
+                        late[key] = flight
+                        waited_for |= _loaders(flight, missing[key])
+                    again.append(key)  # or its leader gave up, or saw what was deleted since
+                missing = {}
+                for key, look in ((yield from self._asking.look(again)) if again else {}).items():
+                    if look.outcome is Outcome.HIT and not self._plan.computes_anyway:
+                        results[key] = Landed.of(look)
+                    else:
+                        missing[key] = look
             return results
         finally:
             self._leave(mine)
 
-    def _board(self, looks: Looks, mine: dict[Key, Flight]) -> dict[Key, Flight]:
+    def _board(
+        self, looks: Looks, mine: dict[Key, Flight], late: dict[Key, Flight]
+    ) -> dict[Key, Flight]:
         """Lead the flights that nobody else does, or that are of no use; return the others."""
         flights = self._shop.flights
         self._leave(mine)
@@ -131,7 +147,11 @@ class Computation:
             flight = flights.board(key.name, mine[key])
             if flight is mine[key]:
                 continue
-            if self._plan.force or not _serves(flight, look):
+            if (
+                self._plan.computes_anyway
+                or flight is late.get(key)
+                or not _serves(flight, look, self._began)
+            ):
                 flights.replace(key.name, mine[key])
             else:
                 del mine[key]
@@ -144,15 +164,18 @@ class Computation:
             self._shop.flights.leave(key.name, mine[key])
             del mine[key]
 
-    def _lead(self, mine: dict[Key, Flight], looks: Looks) -> Steps[Results]:
+    def _lead(
+        self, mine: dict[Key, Flight], looks: Looks, waited_for: Iterable[bytes]
+    ) -> Steps[Results]:
         plan = self._plan
         fallback = all([self._is_fallback(look) for look in looks.values()])
         limits = [plan.loader_timeout, plan.soft_timeout if fallback else None]
         limit_s = min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
         flights = dict(mine)
         seen = limit_s == _NO_LIMIT_S and not self._detached
-        if seen or not self._spawn(self._lead_unseen(dict(mine), looks), awaited=True):
-            return (yield from Lead(self._shop, self._order, mine).steps(looks))
+        if seen or not self._spawn(self._lead_unseen(dict(mine), looks, waited_for), awaited=True):
+            lead = Lead(self._shop, self._order, mine)
+            return (yield from lead.steps(looks, waited_for=waited_for))
         mine.clear()  # they are led, and left, in the background
         until = Deadline(limit_s)
         results: Results = {}
@@ -170,10 +193,13 @@ class Computation:
                 results[key] = flight.result[0]  # loaded for this caller: the others get copies
         return results
 
-    def _lead_unseen(self, mine: dict[Key, Flight], looks: Looks) -> Steps[None]:
+    def _lead_unseen(
+        self, mine: dict[Key, Flight], looks: Looks, waited_for: Iterable[bytes]
+    ) -> Steps[None]:
         """Lead in the background, for whoever waits or comes later."""
         try:
-            yield from Lead(self._shop, self._order, mine).steps(looks)
+            lead = Lead(self._shop, self._order, mine)
+            yield from lead.steps(looks, waited_for=waited_for)
         except Exception as error:
             if is_limit(error):
                 raise
@@ -251,9 +277,28 @@ class Computation:
         return age_s >= early * ttl_s
 
 
-def _serves(flight: Flight, look: Look) -> bool:
-    """Is the load of *flight* of use to somebody who has just seen *look*?
+def _serves(flight: Flight, look: Look, began: float) -> bool:
+    """Is *flight* of use to a call that *began* then and has just seen *look*?
 
-    Not if it began before a delete or an invalidation that was over by then.
+    Not if its load began before a delete or an invalidation that was over by then.
     """
+    if flight.result is not None and _landed(flight, began) is None:
+        return False
     return flight.mark is None or not look.reached or flight.mark == (look.holder, look.generation)
+
+
+def _landed(flight: Flight, began: float) -> Landed | None:
+    """Return what *flight* brought, if a call may have it that *began* then.
+
+    What its leader found in the store may have been deleted since, unless it asked later.
+    """
+    if flight.result is None:
+        return None
+    landed: Landed = flight.result[0]
+    return landed if landed.asked_at >= began else None
+
+
+def _loaders(flight: Flight, look: Look) -> set[bytes]:
+    """Return who holds the lease for *flight*, or held it when *look* was made."""
+    marked = flight.mark[0] if isinstance(flight.mark, tuple) else None
+    return {holder for holder in (marked, look.holder) if holder}

@@ -13,6 +13,7 @@ costs its protection and never the result.
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 import time
@@ -36,6 +37,7 @@ _FIRST_PAUSE_S = 0.004  # between looks at what another process is loading
 _LONGEST_PAUSE_S = 0.016  # whoever waits has the value less than 30 ms after it was stored
 _GUARD_PAUSE_S = 0.01  # between attempts to be one of those who may load without Redis
 _COOL_S = 5.0  # without a new attempt after a load failed, where an old value is at hand
+_HOLDERS = 2  # waited for, one after the other: the first may have died
 _ATTEMPTS = 2  # to lease, while Redis is not known to be away
 _LEAST_S = 0.001  # to store a result with, whatever looking for it took
 
@@ -51,16 +53,18 @@ class Landed(NamedTuple):
         value: As it was loaded, or read.
         body: The same, serialized, to copy it for others; None: it cannot be, and is shared.
         outcome: HIT or STALE when it was cached, MISS when it was computed.
+        asked_at: When the store was asked for what was cached; by time.monotonic.
     """
 
     value: Any
     body: bytes | None
     outcome: Outcome
+    asked_at: float = math.inf
 
     @classmethod
     def of(cls, look: Look, outcome: Outcome | None = None) -> Landed:
         """What *look* found, to be handed out as it is, or as *outcome*."""
-        return cls(look.value, look.body, outcome or look.outcome)
+        return cls(look.value, look.body, outcome or look.outcome, look.asked_at)
 
 
 Results = dict[Key, Landed]
@@ -186,20 +190,21 @@ class Lead:
         self._held: set[Key] = set()  # whose leases may be ours
         self._results: Results = {}
 
-    def steps(self, looks: Looks, *, wait: bool = True, alone: bool = False) -> Steps[Results]:
+    def steps(
+        self, looks: Looks, *, wait: bool = True, waited_for: Iterable[bytes] = ()
+    ) -> Steps[Results]:
         """Return the values, where there are any.
 
         Args:
             looks: What was seen so far.
             wait: For what others load, up to lock_timeout; and then load it too.
-            alone: Load at once, whoever else does.
+            waited_for: Holders of leases that have had their time.
         """
-        plan = self._plan
         try:
-            if plan.write_only or plan.read_only or alone:
+            if self._plan.read_only:
                 yield from self._load(looks, leased=False)
             else:
-                yield from self._lead(looks, wait)
+                yield from self._lead(looks, wait, set(waited_for))
             return self._results
         finally:
             self._free(self._held, 0.0)
@@ -217,10 +222,10 @@ class Lead:
         """Give back what was reserved."""
         self._free(looks, 0.0)
 
-    def _lead(self, looks: Looks, wait: bool) -> Steps[None]:
-        until = Deadline(self._plan.lock_timeout)
-        steal: set[Key] = set(looks) if self._plan.force else set()
-        attempts = _ATTEMPTS
+    def _lead(self, looks: Looks, wait: bool, waited_for: set[bytes]) -> Steps[None]:
+        until = Deadline.over() if waited_for else Deadline(self._plan.lock_timeout)
+        steal: set[Key] = set(looks) if self._plan.computes_anyway else set()
+        attempts, turns = _ATTEMPTS, _HOLDERS
         while looks:
             away = {key: look for key, look in looks.items() if look.is_away or not attempts}
             if away:
@@ -229,6 +234,12 @@ class Lead:
             looks = yield from self._win(looks, steal)
             if not looks or not wait:
                 return
+            holders = {look.holder for look in looks.values() if look.holder} - waited_for
+            if holders and turns:
+                # Begun only now: the lease of one that dies ends before the wait for it does.
+                until = Deadline(self._plan.lock_timeout)
+                waited_for |= holders
+                turns -= 1
             if until.expired:
                 yield from self._load(looks, leased=False)
                 return
@@ -284,7 +295,7 @@ class Lead:
             self._asking.renew()
             seen = yield from self._asking.look(looks)
             for key, look in seen.items():
-                if look.outcome is Outcome.HIT and not self._plan.force:
+                if look.outcome is Outcome.HIT and not self._plan.computes_anyway:
                     self._land(key, Landed.of(look))
                     del looks[key]
                 elif look.reached or look.is_away:
@@ -295,7 +306,7 @@ class Lead:
 
     def _load(self, looks: Looks, *, leased: bool) -> Steps[None]:
         """Load the values, land them, and store those whose leases are still ours."""
-        plan, shop = self._plan, self._shop
+        shop = self._shop
         if not leased:
             for key in looks:
                 self._flights[key].mark = UNLEASED
@@ -320,13 +331,13 @@ class Lead:
         bodies = yield from self._asking.compute(lambda: self._pack(loaded.values))
         for key, value in loaded.values.items():
             self._land(key, Landed(value, bodies.get(key), Outcome.MISS))
-        if loaded.stored and (leased or plan.write_only):
+        if loaded.stored and leased:
             entries = [
                 (key, body, self._kept(loaded, key, looks[key], cost_s / len(looks)))
                 for key, body in bodies.items()
             ]
             if entries:
-                yield from self._store(entries, leased)
+                yield from self._store(entries)
 
     def _pack(self, values: Mapping[Key, Any]) -> dict[Key, bytes]:
         bodies = {}
@@ -415,13 +426,11 @@ class Lead:
         taken = yield from self._asking.ask(take)
         return dict(zip(keys, taken, strict=True))
 
-    def _store(self, entries: list[tuple[Key, bytes, Kept]], leased: bool) -> Steps[None]:
-        stops, tags, token = self._shop.stops, self._plan.tags, self._token
+    def _store(self, entries: list[tuple[Key, bytes, Kept]]) -> Steps[None]:
+        stops, token = self._shop.stops, self._token
 
         def store(deadline: Deadline) -> int:
-            if leased:
-                return sum(stops.store_held(entries, token, deadline))
-            return len(entries) - len(stops.write(entries, tags, deadline))
+            return sum(stops.store_held(entries, token, deadline))
 
         stored = 0
         try:
@@ -448,7 +457,7 @@ class Lead:
 
     def _is_new(self, before: Look, look: Look) -> bool:
         """Has somebody else done the work since the look *before*?"""
-        if look.outcome is not Outcome.HIT or self._plan.force:
+        if look.outcome is not Outcome.HIT or self._plan.computes_anyway:
             return False
         return not before.is_there or (look.age_s or 0.0) < (before.age_s or 0.0)
 

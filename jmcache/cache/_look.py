@@ -32,6 +32,7 @@ class Look(NamedTuple):
         holder: Who holds the lease; None for nobody, or when that was not asked.
         generation: What an entry written now has to carry; None when that is not known.
         reached: Did the store answer?
+        asked_at: When the store was asked, by time.monotonic.
     """
 
     outcome: Outcome
@@ -44,6 +45,7 @@ class Look(NamedTuple):
     holder: bytes | None = None
     generation: int | None = None
     reached: bool = True
+    asked_at: float = -math.inf
 
     @property
     def is_there(self) -> bool:

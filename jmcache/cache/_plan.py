@@ -60,7 +60,7 @@ class Plan:
         force: Compute it whatever is cached, and store it in its place.
         refresh: Where a refresh runs: "background", or "inline" on the caller's time.
         read_only: Store nothing.
-        write_only: Look at nothing, and hold off nobody: compute and store.
+        write_only: Look at nothing, and wait for nobody: compute and store.
     """
 
     ttl: float
@@ -117,6 +117,11 @@ class Plan:
             )
         given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
         return cls(**{"ttl": settings.ttl, "lock_timeout": settings.lock_timeout, **given})
+
+    @property
+    def computes_anyway(self) -> bool:
+        """Is it computed whatever is cached, and whoever computes it already?"""
+        return self.force or self.write_only
 
     @property
     def after_s(self) -> float:

@@ -117,13 +117,15 @@ class Stops:
         names = [key.name for key in keys]
         counters = (self._space, *map(self.keys.tag_counter, tags))
         leases = [key.lease for key in keys] if holders else ()
+        asked_at = time.monotonic()
         found = self.ask(self.store.read, names, counters, leases, deadline)
-        return self._judge(keys, found, counters, deadline, validate, decode)
+        return self._judge(keys, found, asked_at, counters, deadline, validate, decode)
 
     def _judge(
         self,
         keys: Sequence[Key],
         found: Found,
+        asked_at: float,
         counters: Sequence[bytes],
         deadline: Deadline,
         validate: Validate | None = None,
@@ -144,7 +146,8 @@ class Stops:
             except RedisError as error:
                 look = Look(error.outcome, error.reason, reached=error is not blob)
                 corrupt[key] = error
-            looks.append(look._replace(holder=holder, generation=generation))
+            look = look._replace(holder=holder, generation=generation, asked_at=asked_at)
+            looks.append(look)
         self.discard_corrupt(corrupt, deadline)
         return looks
 
@@ -328,6 +331,7 @@ class Stops:
     ) -> list[tuple[bool, Look]]:
         """Try to become the holder of each lease, then look, in this order."""
         counters = (self._space, *map(self.keys.tag_counter, tags))
+        asked_at = time.monotonic()
         taken, found = self.ask_to_write(
             self.store.take,
             [key.name for key in keys],
@@ -338,11 +342,15 @@ class Stops:
             deadline,
             steal=steal,
         )
-        looks = self._judge(keys, found, counters, deadline, validate)
+        looks = self._judge(keys, found, asked_at, counters, deadline, validate)
         if any(look.generation is None for look in looks):
             generation = self.generation(tags, deadline)
             looks = [look._replace(generation=generation) for look in looks]
-        return list(zip(taken, looks, strict=True))
+        # It may be held already: the answer to an earlier attempt was lost.
+        return [
+            (is_taken or look.holder == token, look)
+            for is_taken, look in zip(taken, looks, strict=True)
+        ]
 
     def pack(self, value: Any) -> bytes:
         """Serialize a value. Raises RedisSerializationError for one that cannot be kept."""
