@@ -12,6 +12,8 @@ from jmcache.settings import CacheSettings, check_ttl
 # An ordinary Exception, but no failure of the loader: the caller's time is over.
 _LIMITS = frozenset({"SoftTimeLimitExceeded", "TimeLimitExceeded"})
 
+_MAX_TAGS = 2**16 - 1  # bytes; an entry has room for no more
+
 EarlyRefresh = float | Literal["xfetch"] | None
 
 
@@ -149,7 +151,8 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
 
     Raises:
         TypeError: They are one text, or not all of them are text.
-        ValueError: One of them is empty.
+        ValueError: One of them is empty or has half a character (a lone surrogate), or they do
+            not fit in an entry together.
     """
     if isinstance(tags, (str, bytes)):
         raise TypeError("tags: several texts as a tuple or the like, not one")
@@ -159,6 +162,12 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
             raise TypeError(f"tags: text, not {type(tag).__name__}")
         if not tag:
             raise ValueError("tags: text that is not empty")
+    try:
+        size = sum([len(tag.encode()) + 2 for tag in found])
+    except UnicodeEncodeError as error:
+        raise ValueError("tags: text without lone surrogates") from error
+    if size > _MAX_TAGS:
+        raise ValueError(f"tags: {_MAX_TAGS} bytes with 2 more for each, not {size}")
     return found
 
 
