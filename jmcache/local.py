@@ -16,6 +16,9 @@ from jmcache.errors import RedisConfigurationError, RedisError
 from jmcache.fork import renew_in_child
 from jmcache.store import COOLING, Found, Item
 
+_LEASES = 1_000  # from so many on, those whose time is over are looked for
+_COUNTERS = 100_000  # tags and namespaces that are known; some 15 MB
+
 
 class LocalStore:
     """A bounded store with the verbs of the connection manager.
@@ -54,10 +57,10 @@ class LocalStore:
         # Guarded by _lock: a heap with the expiry of every entry, and of some that are gone or
         # written anew since; those are recognised when they come up.
         self._expiries: list[tuple[float, bytes]] = []
-        # Guarded by _lock: what Redis keeps beside the entries. Not bounded by max_entries, which
-        # are the user's: leases end soon, and counters are as many as namespaces and tags.
+        # Guarded by _lock: what Redis keeps beside the entries, with bounds of its own.
         self._counters: dict[bytes, int] = {}
         self._leases: dict[bytes, tuple[bytes, float]] = {}
+        self._leases_limit = _LEASES
         renew_in_child(self._renew_in_child)
 
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
@@ -140,14 +143,12 @@ class LocalStore:
     def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
         """See Store.move."""
         with self._lock:
-            self._counters.update({name: self._next(name) for name in counters})
+            self._move(counters)
 
     def seed(self, counters: Sequence[bytes], deadline: Deadline) -> None:
         """See Store.seed."""
         with self._lock:
-            self._counters.update(
-                {name: self._next(name) for name in counters if name not in self._counters}
-            )
+            self._move([name for name in counters if name not in self._counters])
 
     def delete(
         self, names: Sequence[bytes], deadline: Deadline, leases: Sequence[bytes] = ()
@@ -245,6 +246,10 @@ class LocalStore:
     def _take(
         self, leases: Sequence[bytes], token: bytes, ends_at: float, now: float, steal: bool
     ) -> list[bool]:
+        if len(self._leases) >= self._leases_limit:
+            # Of those that nobody gave back; as many new ones lie between two of these.
+            self._leases = {name: held for name, held in self._leases.items() if now < held[1]}
+            self._leases_limit = max(_LEASES, 2 * len(self._leases))
         taken = [steal or self._holder(lease, now) is None for lease in leases]
         self._leases.update(
             {lease: (token, ends_at) for lease, ours in zip(leases, taken, strict=True) if ours}
@@ -268,6 +273,11 @@ class LocalStore:
                     self._leases[lease] = COOLING, now + cool_ms / 1000
                 else:
                     del self._leases[lease]
+
+    def _move(self, counters: Sequence[bytes]) -> None:
+        if len(self._counters) >= _COUNTERS:
+            self._counters = {}  # as if evicted: too much is invalid, never too little
+        self._counters.update({name: self._next(name) for name in counters})
 
     def _next(self, counter: bytes) -> int:
         return max(time.time_ns() // 1000, self._counters.get(counter, 0) + 1)
