@@ -37,7 +37,7 @@ class Flight:
         self.ended = False
         self.result: tuple[Any] | None = None
         self.error: Exception | None = None
-        self.mark: object = None
+        self.mark: Any = None
         self._bells: deque[Bell] = deque()
 
     def land(self, result: Any) -> None:

@@ -20,7 +20,17 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
-from jmcache.cache._lead import Asking, Landed, Lead, Looks, Order, Results, Workshop
+from jmcache.cache._lead import (
+    HOLDERS,
+    Asking,
+    Landed,
+    Lead,
+    Looks,
+    Mark,
+    Order,
+    Results,
+    Workshop,
+)
 from jmcache.cache._look import Key, Look
 from jmcache.cache._plan import is_limit
 from jmcache.cache._steps import Join, Load, Steps, loading
@@ -98,10 +108,10 @@ class Computation:
     # Flights ------------------------------------------------------------------------------------
 
     def _fly(self, missing: Looks) -> Steps[Results]:
-        until = Deadline(self._plan.lock_timeout)
+        until, turns = Deadline(self._plan.lock_timeout), HOLDERS
         mine: dict[Key, Flight] = {}
         late: dict[Key, Flight] = {}  # waited for long enough
-        waited_for: set[bytes] = set()  # those who load there, as far as that is known
+        waited_for: set[bytes] = set()  # those who hold the leases for them
         results: Results = {}
         try:
             while missing:
@@ -110,7 +120,7 @@ class Computation:
                     looks = {key: missing[key] for key in mine}
                     results |= yield from self._lead(mine, looks, waited_for)
                 again: list[Key] = []
-                for key, flight in joined.items():
+                for key, (flight, mark) in joined.items():
                     self._shop.note("coalesced")
                     yield Join(flight, until.remaining())
                     landed = _landed(flight, self._began)
@@ -120,10 +130,14 @@ class Computation:
                     if flight.error is not None:
                         raise flight.error
                     if not flight.ended:
-                        if key not in late:
-                            until = Deadline(self._plan.lock_timeout)  # for whoever leads now
-                        late[key] = flight
-                        waited_for |= _loaders(flight, missing[key])
+                        if turns:
+                            until = Deadline(self._plan.lock_timeout)  # for whoever loads now
+                            turns -= 1
+                        if flight.mark is mark:  # else its load has only begun
+                            late[key] = flight
+                            waited_for |= {
+                                h for h in (mark and mark.holder, missing[key].holder) if h
+                            }
                     again.append(key)  # or its leader gave up, or saw what was deleted since
                 missing = {}
                 for key, look in ((yield from self._asking.look(again)) if again else {}).items():
@@ -137,11 +151,11 @@ class Computation:
 
     def _board(
         self, looks: Looks, mine: dict[Key, Flight], late: dict[Key, Flight]
-    ) -> dict[Key, Flight]:
+    ) -> dict[Key, tuple[Flight, Mark | None]]:
         """Lead the flights that nobody else does, or that are of no use; return the others."""
         flights = self._shop.flights
         self._leave(mine)
-        joined: dict[Key, Flight] = {}
+        joined: dict[Key, tuple[Flight, Mark | None]] = {}
         for key, look in looks.items():
             mine[key] = Flight()  # known before it is anybody's
             flight = flights.board(key.name, mine[key])
@@ -155,7 +169,7 @@ class Computation:
                 flights.replace(key.name, mine[key])
             else:
                 del mine[key]
-                joined[key] = flight
+                joined[key] = flight, flight.mark
         return joined
 
     def _leave(self, mine: dict[Key, Flight]) -> None:
@@ -284,7 +298,13 @@ def _serves(flight: Flight, look: Look, began: float) -> bool:
     """
     if flight.result is not None and _landed(flight, began) is None:
         return False
-    return flight.mark is None or not look.reached or flight.mark == (look.holder, look.generation)
+    mark: Mark | None = flight.mark
+    return (
+        mark is None
+        or mark.at >= began
+        or not look.reached
+        or (mark.holder, mark.generation) == (look.holder, look.generation)
+    )
 
 
 def _landed(flight: Flight, began: float) -> Landed | None:
@@ -296,9 +316,3 @@ def _landed(flight: Flight, began: float) -> Landed | None:
         return None
     landed: Landed = flight.result[0]
     return landed if landed.asked_at >= began else None
-
-
-def _loaders(flight: Flight, look: Look) -> set[bytes]:
-    """Return who holds the lease for *flight*, or held it when *look* was made."""
-    marked = flight.mark[0] if isinstance(flight.mark, tuple) else None
-    return {holder for holder in (marked, look.holder) if holder}

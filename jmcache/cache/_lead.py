@@ -37,11 +37,9 @@ _FIRST_PAUSE_S = 0.004  # between looks at what another process is loading
 _LONGEST_PAUSE_S = 0.016  # whoever waits has the value less than 30 ms after it was stored
 _GUARD_PAUSE_S = 0.01  # between attempts to be one of those who may load without Redis
 _COOL_S = 5.0  # without a new attempt after a load failed, where an old value is at hand
-_HOLDERS = 2  # waited for, one after the other: the first may have died
+HOLDERS = 2  # waited for, one after the other: the first may have died
 _ATTEMPTS = 2  # to lease, while Redis is not known to be away
 _LEAST_S = 0.001  # to store a result with, whatever looking for it took
-
-UNLEASED = (b"", None)  # the mark of a load that no lease protects
 
 Looks = dict[Key, Look]
 
@@ -68,6 +66,20 @@ class Landed(NamedTuple):
 
 
 Results = dict[Key, Landed]
+
+
+class Mark(NamedTuple):
+    """What a flight is marked with once its load begins.
+
+    Attributes:
+        holder: The token of the lease that protects the load; empty without.
+        generation: What its entry will carry; None without a lease.
+        at: When, by time.monotonic.
+    """
+
+    holder: bytes
+    generation: int | None
+    at: float
 
 
 class Loaded(NamedTuple):
@@ -225,7 +237,7 @@ class Lead:
     def _lead(self, looks: Looks, wait: bool, waited_for: set[bytes]) -> Steps[None]:
         until = Deadline.over() if waited_for else Deadline(self._plan.lock_timeout)
         steal: set[Key] = set(looks) if self._plan.computes_anyway else set()
-        attempts, turns = _ATTEMPTS, _HOLDERS
+        attempts, turns = _ATTEMPTS, HOLDERS
         while looks:
             away = {key: look for key, look in looks.items() if look.is_away or not attempts}
             if away:
@@ -269,7 +281,7 @@ class Lead:
                 if self._is_new(looks[key], look):
                     self._land(key, Landed.of(look))
                 elif is_ours:
-                    self._flights[key].mark = self._token, look.generation
+                    self._flights[key].mark = Mark(self._token, look.generation, time.monotonic())
                     ours[key] = look
                 else:
                     others[key] = look
@@ -309,7 +321,7 @@ class Lead:
         shop = self._shop
         if not leased:
             for key in looks:
-                self._flights[key].mark = UNLEASED
+                self._flights[key].mark = Mark(b"", None, time.monotonic())
         permit = Permit()
         try:
             if not all([look.reached for look in looks.values()]) and not (
