@@ -68,9 +68,8 @@ class Stampede:
     def _child(self, number: int) -> None:
         for key in self.keys:
             if key != self.keys[0]:
-                self._wait_for(self.directory / key)
-                while self.cache.lookup("warm").outcome == "unavailable":
-                    time.sleep(0.01)
+                self._wait_for((self.directory / key).exists)
+                self._wait_for(lambda: self.cache.lookup("warm").outcome == "miss")
             self.barrier.wait(60.0)
             with Stopwatch() as watch:
                 if number < self.replicas:
@@ -120,13 +119,17 @@ class Stampede:
         if self.load_s:
             time.sleep(self.load_s)
         else:
-            self._wait_for(self.directory / "go on")
+            self._wait_for((self.directory / "go on").exists)
+            # Nothing is kept while Redis is away: who comes after the load would load again.
+            self._wait_for(
+                lambda: self.cache.stats().events.get("coalesced", 0) >= self.callers - 1
+            )
         return {"by": os.getpid(), "at": time.monotonic()}
 
-    def _wait_for(self, path: Path) -> None:
+    def _wait_for(self, condition: Callable[[], object]) -> None:
         until = time.monotonic() + 60.0
-        while not path.exists():
-            assert time.monotonic() < until, path
+        while not condition():
+            assert time.monotonic() < until
             time.sleep(0.002)
 
     def _tell(self, watch: Stopwatch, number: int) -> None:
@@ -137,9 +140,5 @@ class Stampede:
         (self.directory / f"rows-{number}").write_text(json.dumps(rows), "utf-8")
 
 
-def main(ask: Callable[[], str] = lambda: sys.argv[1]) -> None:
-    print(json.dumps(Stampede(json.loads(ask())).run()))
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(Stampede(json.loads(sys.argv[1])).run()))

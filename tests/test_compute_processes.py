@@ -20,6 +20,7 @@ from jmcache.testing import PrivateServer
 PROCESSES = 8
 CALLERS = 16
 PATIENT: dict[str, Any] = {"operation_timeout": 10.0, "connection_timeout": 10.0}
+_HOPS = 4
 LATE_S = 0.03  # after the value was stored
 ALLOWED_S = 0.05  # for the scheduler, and from the loader's end until the value is stored
 
@@ -34,15 +35,27 @@ class Row(NamedTuple):
     got: dict[str, Any]
 
     @property
-    def late_s(self) -> float:
-        """Seconds after the loader's end in which the machine was on time."""
-        return self.ended - float(self.got["at"]) - self.lag_s
+    def waited_s(self) -> float:
+        """Seconds after the loader's end."""
+        return self.ended - float(self.got["at"])
 
 
 class Outcome(NamedTuple):
     ended: list[int]
     rows: list[Row]
     loads: Counter[str]
+
+    @property
+    def late_s(self) -> float:
+        """Seconds that the last caller waited after the loader's end, the machine's lag taken off.
+
+        A value goes from one process by Redis to another one and on to a thread. Each of them may
+        have to wait for a processor as long as whoever waited longest.
+        """
+        lag_s = max(row.lag_s for row in self.rows)
+        late_s = max(row.waited_s for row in self.rows)
+        print(f"latest {late_s * 1000:.1f} ms after the load; the machine {lag_s * 1000:.1f} ms")
+        return late_s - _HOPS * lag_s
 
 
 class Running:
@@ -104,9 +117,7 @@ def test_one_of_128_callers_computes_and_the_others_have_it_30_ms_later(
     assert len({row.got["by"] for row in outcome.rows}) == 1
     waited = [row for row in outcome.rows if row.began < row.got["at"]]
     assert len(waited) > CALLERS, "nobody waited: nothing was tried"
-    late_s = max(row.late_s for row in waited)
-    print(f"latest {late_s * 1000:.1f} ms after the load, lag of the machine taken off")
-    assert late_s < LATE_S + ALLOWED_S
+    assert outcome.late_s < LATE_S + ALLOWED_S
 
 
 def test_a_holder_that_is_killed_costs_its_lease_and_one_more_load(
@@ -121,7 +132,7 @@ def test_a_holder_that_is_killed_costs_its_lease_and_one_more_load(
     assert sorted(outcome.ended) == [-9] + [0] * (PROCESSES - 1)
     assert len(outcome.rows) == (PROCESSES - 1) * CALLERS
     assert len({row.got["by"] for row in outcome.rows}) == 1
-    assert max(row.late_s for row in outcome.rows) < LATE_S + ALLOWED_S
+    assert outcome.late_s < LATE_S + ALLOWED_S
     began = min(row.began for row in outcome.rows)
     lag_s = max(row.lag_s for row in outcome.rows)
     load_began = outcome.rows[0].got["at"] - 0.2
