@@ -88,11 +88,16 @@ class Journal:
         with self._lock:
             self._add(debts)
 
-    def forgive(self, name: bytes) -> None:
-        """Owe nothing for the entry *name* any more: it was written anew."""
-        if name in self._debts:
+    def owed_for(self, names: Iterable[bytes]) -> dict[bytes, _Debt]:
+        """Return what is owed for *names* now, to be forgiven later."""
+        debts = [(name, self._debts.get(name)) for name in names] if self._debts else []
+        return {name: debt for name, debt in debts if debt is not None}
+
+    def forgive(self, owed: dict[bytes, _Debt]) -> None:
+        """Owe *owed* no more: the entries were written anew. What came since then stays."""
+        if owed:
             with self._lock:
-                self._debts.pop(name, None)
+                self._remove(owed)
 
     def settle(
         self,

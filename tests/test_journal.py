@@ -135,10 +135,20 @@ def test_what_was_written_anew_is_not_owed_any_more(told: Told) -> None:
     """The delete of the old value would remove the new one."""
     journal = Journal()
     owe_deletes(journal, b"a", b"b")
-    journal.forgive(b"a")
-    journal.forgive(b"never owed")
+    journal.forgive(journal.owed_for([b"a", b"never owed"]))
     journal.settle(told.delete, told.move)
     assert told.calls == [("delete", (b"b",))]
+
+
+def test_what_is_owed_anew_while_it_is_written_anew_stays_owed(told: Told) -> None:
+    """A delete that failed during a set is the younger of the two, and would be lost."""
+    journal = Journal()
+    owe_deletes(journal, b"a")
+    owed = journal.owed_for([b"a", b"b"])
+    owe_deletes(journal, b"a", b"b")
+    journal.forgive(owed)
+    journal.settle(told.delete, told.move)
+    assert told.calls == [("delete", (b"a", b"b"))]
 
 
 def test_nothing_is_lost_between_threads(told: Told) -> None:

@@ -264,6 +264,7 @@ class Stops:
         """Store serialized values whatever is there; return why some of them were refused."""
         space = generation = None if tags else self._generation
         problems: list[RedisError] = []
+        owed = self.journal.owed_for([key.name for key, _, _ in entries])
         for _ in range(2):
             if generation is None:
                 space, generation = self._generations(tags, deadline)
@@ -276,8 +277,8 @@ class Stops:
                 break
             # Cleared or flushed since the counter was looked at, before this write: once more.
             generation = None
-        for key, _, _ in entries:
-            self.journal.forgive(key.name)
+        if not problems:
+            self.journal.forgive(owed)
         return problems
 
     def _write(
