@@ -26,14 +26,14 @@ _COUNTER_TTL_MS = b"%d" % (90 * 86_400_000)  # a tag that nobody uses any more g
 _STORE_HELD = b"""
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-redis.call('DEL', KEYS[2])
+redis.call('UNLINK', KEYS[2])
 return 1
 """
 
 # Frees a lease if it is held by who asks; for some time it is nobody's to take, if wanted.
 _FREE = b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
+if ARGV[2] == '0' then return redis.call('UNLINK', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
 return 1
 """
@@ -86,7 +86,7 @@ def free(lease: bytes, token: bytes, cool_ms: int) -> Command:
 
 def seed(counter: bytes, now_us: int) -> Command:
     """Begin a counter that is not there at *now_us*, microseconds; OK, or nothing."""
-    words = (b"SET", counter, b"%d" % now_us, b"NX", b"PX", _COUNTER_TTL_MS)
+    words = (b"SET", counter, b"%d" % now_us, b"PX", _COUNTER_TTL_MS, b"NX")
     return Command(counter, pack(*words), OK_OR_NOTHING)
 
 
