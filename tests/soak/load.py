@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from soak.judge import OwnKey, Tally, compose
 from soak.trace import MARKER, Request
 
-THINK_S = 0.005  # before a call; callers without any starve each other for the interpreter
+THINK_S = 0.002  # before a call; callers without any starve each other for the interpreter
 COMPUTE_S = 0.01  # what a miss costs besides: not much, for a service that caches
 CHECKS = 50  # round trips that have to be right when it is all over
 
