@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from jmcache.aio import AsyncRedisCache
 from jmcache.cache import Cache, LocalCache, RedisCache, Validate
 from jmcache.circuit_breaker import CircuitBreaker, Transition
-from jmcache.connection import RedisConnectionManager
+from jmcache.connection import RedisConnectionManager, waited_s
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError
 from jmcache.fork import renew_in_child
@@ -28,6 +28,8 @@ from jmcache.settings import CacheSettings, read_settings, without_frames
 _log = logging.getLogger("jmcache.factory")
 
 _PROBE_S = 1.0  # at most; with the rest between probes it keeps "back within 2 s"
+_LEASE_DEADLINES = 4  # a call that a thread was torn out of is not waited for any longer,
+_LEASE_PROBES = 2  # nor a health check
 _WRITES_AGAIN_S = 1.0  # a write that Redis will not take costs one round trip: try often
 
 
@@ -89,6 +91,11 @@ class _Backend:
             slow_call_rate_threshold=settings.slow_call_rate_threshold,
             rate_window=settings.rate_window,
             rate_min_calls=settings.rate_min_calls,
+            probe_lease=max(
+                _LEASE_DEADLINES * settings.operation_timeout,
+                _LEASE_PROBES * min(settings.connection_timeout, _PROBE_S),
+            ),
+            waited=waited_s,
             name=f"jmcache {whose}",
             counts=counts,
         )

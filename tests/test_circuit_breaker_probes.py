@@ -90,6 +90,39 @@ def test_a_slow_probe_stays_the_only_one(breaker, clock):
     assert breaker.state is CLOSED
 
 
+@pytest.mark.parametrize("end", ["success", "failure"])
+def test_probe_that_is_out_for_longer_than_its_lease_is_lost(clock, end):
+    """B2: its thread was torn out of it, again while cleaning up, and a traceback is kept."""
+    breaker = CircuitBreaker(1, 30.0, 1, clock, probe_lease=2.0)
+    time_is_over(breaker, clock)
+    lost = InFlight(breaker.call)
+    clock.advance(1.75)
+    assert breaker.is_open
+    assert refuses(breaker)
+
+    clock.advance(0.25)
+    assert not breaker.is_open
+    another = InFlight(breaker.probe)
+    assert not another.refused
+    assert refuses(breaker)
+    lost.end(end)
+    assert breaker.state is HALF_OPEN
+    assert refuses(breaker)
+    another.end("success")
+    assert breaker.state is CLOSED
+
+
+def test_leave_by_hand_is_lost_after_the_same_lease(clock):
+    """B2: not after the reset_timeout, when there is a lease."""
+    breaker = CircuitBreaker(1, 30.0, 1, clock, probe_lease=2.0)
+    time_is_over(breaker, clock)
+    assert breaker.is_allowed()
+    clock.advance(1.75)
+    assert not breaker.is_allowed()
+    clock.advance(0.25)
+    assert breaker.is_allowed()
+
+
 @pytest.mark.parametrize("how", ["saturated", "undecodable", "foreign", "interrupt"])
 @pytest.mark.parametrize("verb", ["call", "probe"])
 def test_probe_that_learned_nothing_leaves_its_permit_to_the_next(breaker, clock, told, verb, how):

@@ -226,6 +226,26 @@ def test_a_call_of_exactly_the_limit_is_not_slow(make, clock):
     assert tally(breaker, clock) == (2, 0, 1)
 
 
+@pytest.mark.parametrize("how", ["success", "failure"])
+def test_what_a_call_waited_for_something_else_does_not_make_it_slow(make, clock, how):
+    """B7: a pool that is too small would cut off a Redis that is quick."""
+    waited = [7.0]
+    breaker = make(slow_call_threshold=0.125, rate_min_calls=4, waited=lambda: waited[0])
+
+    def func() -> str:
+        clock.advance(0.25)
+        waited[0] += 0.125
+        return end_in(how)
+
+    for _ in range(4):
+        run(breaker.call, func)
+        assert breaker.is_allowed()
+        run(lambda by_hand: by_hand(), func)
+        breaker.record_success()
+    assert tally(breaker, clock)[2] == 0
+    assert breaker.state is CLOSED
+
+
 def test_slow_calls_are_no_news_without_a_limit(make, clock):
     """Off is off: an hour for a call is the caller's own business."""
     breaker = make(failure_rate_threshold=0.5, slow_call_rate_threshold=0.1)

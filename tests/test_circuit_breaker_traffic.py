@@ -82,6 +82,43 @@ def in_turn(word: bytes, pattern: str) -> Callable[[list[bytes]], bool]:
     return lambda words: words[0] == word and next(turns) == "F"
 
 
+# B7: what is not Redis's fault ------------------------------------------------------------------
+
+
+def test_the_wait_for_a_connection_makes_no_call_slow():
+    """B7: twenty callers in a row on one connection; Redis took its time for the first alone."""
+    limit_s = 0.1
+
+    def script(client: Client) -> None:
+        for words in iter(client.command, None):
+            if words[0] == b"GET":
+                all_wait = not gets
+                gets.append(words)
+                if all_wait:
+                    wait_for(lambda: len(pool._waiters) == 19)
+                    time.sleep(1.5 * limit_s)
+                client.send(b"$-1\r\n")
+            else:
+                client.send(b"+PONG\r\n" if words[0] == b"PING" else b"+OK\r\n")
+
+    gets: list[list[bytes]] = []
+    with (
+        ScriptedServer(script) as server,
+        cache_of(
+            patient(server, max_connections=1, slow_call_threshold=limit_s, rate_min_calls=20)
+        ) as cache,
+    ):
+        pool = cache._connection._server.pool
+        with ThreadPoolExecutor(20) as threads:
+            found = list(threads.map(cache.lookup, ["k"] * 20))
+        assert {look.outcome for look in found} == {Outcome.MISS}
+        assert len(gets) == 20
+        window = cache._breaker._moment.window
+        assert window is not None
+        assert window.tally(time.monotonic())[1:] == (0, 1)
+        assert cache._breaker.state is CLOSED
+
+
 # B13 and B1: what reaches the server ------------------------------------------------------------
 
 
@@ -412,10 +449,12 @@ def test_the_factory_hands_every_share_on(settings):
         "rate_window": 6.0,
         "rate_min_calls": 9,
     }
-    chosen = settings(**given)
+    # Four deadlines, and no less than two health checks.
+    fixed = {"half_open_max_calls": 1, "probe_lease": 3.0}
+    chosen = settings(**given, operation_timeout=0.75, connection_timeout=0.75)
     backend = _Backend(chosen)
     node = backend._guard_node("node", lambda error: error.trips)
-    assert settings_of(backend.breaker) == given | {"half_open_max_calls": 1}
+    assert settings_of(backend.breaker) == given | fixed
     for other in (backend.write_breaker, node._breaker):
         rules = settings_of(other)
         # Around a write are all its attempts and their waits, and the nodes of a bundle wait for
@@ -423,5 +462,5 @@ def test_the_factory_hands_every_share_on(settings):
         assert rules.pop("slow_call_threshold") is None
         # Writes are tried sooner: a refusal costs one round trip.
         assert rules.pop("reset_timeout") == (1.0 if other is backend.write_breaker else 8.0)
-        assert rules.items() <= (given | {"half_open_max_calls": 1}).items()
+        assert rules.items() <= (given | fixed).items()
     backend.close()

@@ -40,6 +40,10 @@ class _ByHand(threading.local):
         self.admissions: deque[_Admission] = deque(maxlen=64)
 
 
+def _never() -> float:
+    return 0.0
+
+
 def _trips(error: RedisError) -> bool:
     return error.trips
 
@@ -84,6 +88,8 @@ class CircuitBreaker(View):
         slow_call_rate_threshold: float = 0.5,
         rate_window: float = 10.0,
         rate_min_calls: int = 20,
+        probe_lease: float | None = None,
+        waited: Callable[[], float] = _never,
         name: str = "jmcache",
         counts: Callable[[RedisError], bool] = _trips,
     ) -> None:
@@ -100,6 +106,11 @@ class CircuitBreaker(View):
             slow_call_rate_threshold: Share of slow calls that opens it, above 0, at most 1.
             rate_window: Seconds that both shares look back, above 0; in steps of a tenth.
             rate_min_calls: Calls in that time below which neither opens it, 1 or more.
+            probe_lease: Seconds after which a probe that has not ended is lost, above 0: another
+                is let through then, and its own end comes too late to count. None: a call is a
+                probe for as long as it runs, and leave by `is_allowed` for *reset_timeout*.
+            waited: Seconds that the calling thread has waited so far for what is not Redis, never
+                going back. What it waited during a call does not make the call slow.
             name: One per server; in the monitor the latest of a name is seen.
             counts: Is this error evidence against Redis? By default those that `trips`.
 
@@ -115,10 +126,12 @@ class CircuitBreaker(View):
             slow_call_rate_threshold=slow_call_rate_threshold,
             rate_window=rate_window,
             rate_min_calls=rate_min_calls,
+            probe_lease=probe_lease,
         )
         super().__init__(name, rules, clock)
         self._slow_above_s = math.inf if slow_call_threshold is None else slow_call_threshold
         self._counts = counts
+        self._waited = waited
         self._lock = threading.Lock()  # held to write _moment, not to read it
         self._listeners = Listeners()
         self._by_hand = _ByHand()
@@ -145,7 +158,7 @@ class CircuitBreaker(View):
         moment = self._moment
         if moment.state is not CLOSED:
             return self._call_as_probe(False, func, *args, **kwargs)
-        began = self._clock() if self._slow_above_s < math.inf else _UNKNOWN
+        began = self._clock() - self._waited() if self._slow_above_s < math.inf else _UNKNOWN
         try:
             result = func(*args, **kwargs)
         except BaseException as error:
@@ -160,7 +173,8 @@ class CircuitBreaker(View):
                 self._settle(moment.epoch, _news.SUCCESS)
             return result
         at, step = self._clock(), window.step
-        if at < step.ends_at and at - began <= self._slow_above_s and not self._moment.failures:
+        quick = began is _UNKNOWN or not self._is_slow(began, at)
+        if quick and at < step.ends_at and not self._moment.failures:
             step.well += 1
         else:
             self._settle(moment.epoch, _news.SUCCESS, began)
@@ -184,17 +198,19 @@ class CircuitBreaker(View):
         """Ask leave for one call, for those who guard it by hand.
 
         After True, report with `record_success` or `record_failure`, once and on the same thread:
-        the call took the time between. Leave to be a probe is lost after *reset_timeout*, or when
+        the call took the time between. Leave to be a probe is lost after *probe_lease*, or when
         the thread ends; a report that comes later is ignored.
         """
         moment, at = self._moment, self._clock()
+        began = at - self._waited()
         if moment.state is CLOSED:
-            self._by_hand.admissions.append(_Admission(moment.epoch, at))
+            self._by_hand.admissions.append(_Admission(moment.epoch, began))
             return True
-        token = self._admit(Permit(at + self._rules.reset_timeout), early=False)
+        lease_s = self._rules.probe_lease or self._rules.reset_timeout
+        token = self._admit(Permit(at + lease_s), early=False)
         if token is None:
             return False
-        self._by_hand.admissions.append(_Admission(token, at))
+        self._by_hand.admissions.append(_Admission(token, began))
         self._listeners.tell()
         return True
 
@@ -252,7 +268,9 @@ class CircuitBreaker(View):
     def _call_as_probe(
         self, early: bool, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        permit = Permit()
+        # Interrupted in the finally below, it is back with the frame that has it; and if somebody
+        # keeps the traceback, and so the frame, after its lease.
+        permit = Permit(self._clock() + (self._rules.probe_lease or math.inf))
         try:
             token = self._admit(permit, early=early)
             if token is None:
@@ -261,7 +279,7 @@ class CircuitBreaker(View):
                     retry_after_s=self.retry_after_s,
                 )
             self._listeners.tell()
-            began = self._clock()
+            began = self._clock() - self._waited()
             try:
                 result = func(*args, **kwargs)
             except BaseException as error:
@@ -297,10 +315,13 @@ class CircuitBreaker(View):
     def _settle(self, token: Token, news: News, began: float = _UNKNOWN) -> None:
         """Take in the end of the call that was let through with *token*, and *began* then."""
         at = self._clock()
-        slow = at - began > self._slow_above_s
+        slow = self._is_slow(began, at)
         with self._lock:
             self._become(self._rules.settle(self._moment, token, news, at, slow=slow))
         self._listeners.tell()
+
+    def _is_slow(self, began: float, at: float) -> bool:
+        return at - self._waited() - began > self._slow_above_s
 
     def _become(self, follows: Next) -> None:
         """Be the moment that *follows*, and note a change of state. The lock is held."""

@@ -36,6 +36,7 @@ class Rules:
     slow_call_rate_threshold: float
     rate_window: float
     rate_min_calls: int
+    probe_lease: float | None
 
     def __post_init__(self) -> None:
         _check_whole("failure_threshold", self.failure_threshold)
@@ -48,6 +49,8 @@ class Rules:
         _check_share("slow_call_rate_threshold", self.slow_call_rate_threshold)
         _check_seconds("rate_window", self.rate_window)
         _check_whole("rate_min_calls", self.rate_min_calls)
+        if self.probe_lease is not None:
+            _check_seconds("probe_lease", self.probe_lease)
 
     def closed(self, epoch: int) -> Moment:
         """The moment in which a breaker closes, or begins."""

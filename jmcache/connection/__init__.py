@@ -23,6 +23,7 @@ _translate   their errors into ours
 """
 
 from jmcache.connection._manager import RedisConnectionManager
+from jmcache.connection._pool import waited_s
 from jmcache.connection._usage import PoolUsage
 
-__all__ = ["PoolUsage", "RedisConnectionManager"]
+__all__ = ["PoolUsage", "RedisConnectionManager", "waited_s"]

@@ -33,6 +33,20 @@ _NEVER_MISSED = (math.inf, math.nan)
 _TICKET = operator.attrgetter("ticket")  # in C: a variable of ours would hold the connection
 
 
+class _Waited(threading.local):
+    """What each thread has waited for connections so far."""
+
+    seconds = 0.0
+
+
+_waited = _Waited()
+
+
+def waited_s() -> float:
+    """Seconds that the calling thread has waited for a free connection so far, of any pool."""
+    return _waited.seconds
+
+
 class Ticket(weakref.ref[Any]):
     """What the pool knows of a connection without holding it."""
 
@@ -209,7 +223,8 @@ class Pool(redis.ConnectionPool):
 
     def _wait(self, loan: Loan, seconds: float) -> None:
         waiter = _Waiter()
-        until = waiter.seen + seconds
+        began = waiter.seen
+        until = began + seconds
         try:
             self._waiters.append(waiter)
             while not self._is_served(waiter, loan) and waiter.seen < until:
@@ -223,6 +238,7 @@ class Pool(redis.ConnectionPool):
             self._leave(waiter)
         finally:
             self._leave(waiter)  # again, for one who was interrupted in the line above
+            _waited.seconds += time.monotonic() - began
         if not loan:
             raise RedisPoolExhaustedError(
                 "max_connections: all are in use; more of them, or fewer threads"
