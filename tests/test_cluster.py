@@ -15,6 +15,7 @@ from scripted_server import END, RESET, Client, ScriptedServer, answering
 from jmcache.connection import RedisConnectionManager, _guide
 from jmcache.deadline import Deadline
 from jmcache.errors import (
+    RedisClosedError,
     RedisError,
     RedisMisconfiguredError,
     RedisNotReadyError,
@@ -393,3 +394,39 @@ def test_a_call_to_a_node_that_just_left_finds_its_way(
 
         gone.node.pool.borrow = borrow_late
         assert call() == [value(three[0])]
+
+
+@pytest.mark.parametrize("verb", ["get_many", "set_many"])
+def test_a_cluster_that_is_closed_in_the_middle_gives_no_half_answers(
+    cluster: ScriptedCluster, manager: RedisConnectionManager, three: list[bytes], verb: str
+) -> None:
+    """Half of them would be kept, though its owner has all of them in what came in its place."""
+    asked = three if verb == "get_many" else [(name, b"new", MINUTE_MS) for name in three]
+    manager.get_many(three, soon())
+    server = manager._server
+    last = server._members[("127.0.0.1", cluster.ports[2])]
+    borrow = last.node.pool.borrow
+
+    def close_and_borrow(*args: Any, **kwargs: Any) -> Any:
+        server.close()
+        return borrow(*args, **kwargs)
+
+    last.node.pool.borrow = close_and_borrow
+    with pytest.raises(RedisClosedError):
+        getattr(manager, verb)(asked, soon())
+
+
+def test_a_bundle_in_the_middle_of_a_move_is_carried_out_where_it_moved(
+    cluster: ScriptedCluster, manager: RedisConnectionManager, three: list[bytes]
+) -> None:
+    """Some of its names would be missed for once, without anything being wrong."""
+    manager.get_many(three, soon())
+    last = manager._server._members[("127.0.0.1", cluster.ports[2])]
+    borrow = last.node.pool.borrow
+
+    def move_and_borrow(*args: Any, **kwargs: Any) -> Any:
+        manager.reconfigure(cluster.settings(max_connections=3))
+        return borrow(*args, **kwargs)
+
+    last.node.pool.borrow = move_and_borrow
+    assert manager.get_many(three, soon()) == list(map(value, three))
