@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -21,12 +22,14 @@ from typing import Any
 
 import pytest
 from live import OwnedLock, locks_of, locks_of_modules
-from observation import D, Observation, Watched
+from observation import D, Observation, Watched, wait_for
 from stopwatch import ALLOWED_S, Stopwatch
 
 import jmcache
 from jmcache import CacheSettings, LocalCache, RedisCache, RedisCacheFactory
 from jmcache.aio import AsyncRedisCache
+from jmcache.connection import _pool
+from jmcache.connection._pool import Pool
 from jmcache.testing import FaultProxy, PrivateServer
 
 
@@ -86,28 +89,75 @@ def test_two_hundred_threads_share_ten_connections(
 
 
 @pytest.mark.fault_row(37)
+@pytest.mark.parametrize("rung", [0, -1], ids=["first rung", "last rung"])
+def test_nobody_who_waits_for_a_connection_is_overtaken(
+    proxy: FaultProxy, observe: Observation, rung: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by who had it last and asks again, nor by who is woken in another's place."""
+
+    def ring(pool: Pool) -> None:
+        with contextlib.suppress(IndexError):  # nobody waits any more
+            pool._waiters[rung].ring()
+
+    monkeypatch.setattr(Pool, "_ring_first", ring)
+    monkeypatch.setattr(_pool, "_GONE_AFTER_S", 60.0)  # a busy machine costs nobody a place
+    cache = observe.cache(proxy.settings(max_connections=1, operation_timeout=10.0))
+    keys = [f"k{number}" for number in range(8)]
+    assert cache.set_many({key: key for key in keys})
+    waiters = cache.sync._connection._server.pool._waiters
+
+    def ask(*asked: str) -> None:
+        for key in asked:
+            cache.get(key)
+
+    with observe.fault():
+        with proxy.stall(on=b"GET") as held:
+            threads = [threading.Thread(target=ask, args=(keys[0], keys[-1]))]
+            threads[0].start()
+            held.wait(1)
+            for place, key in enumerate(keys[1:-1]):
+                wait_for(lambda before=place: len(waiters) == before)
+                threads.append(threading.Thread(target=ask, args=(key,)))
+                threads[-1].start()
+            wait_for(lambda: len(waiters) == len(keys) - 2)
+        for thread in threads:
+            thread.join(timeout=30)
+    served = [words[1] for words in proxy.commands if words[0] == b"GET"]
+    assert served == [cache.sync._keys.name(key)[0] for key in keys]
+    assert observe.values == len(keys)
+    assert observe.breaker == set()
+
+
+@pytest.mark.fault_row(37)
 def test_a_pool_that_slow_calls_use_up_is_no_evidence_against_redis(
-    observe: Observation, server: PrivateServer
+    proxy: FaultProxy, observe: Observation
 ) -> None:
     """Our own congestion would cut off a healthy Redis, and make the congestion complete."""
-    with FaultProxy(server) as proxy:
-        # Three calls fit into the wait for a connection, with 0.2 s to spare on a busy machine, and
-        # whoever gets one has time for an answer.
-        settings = proxy.settings(max_connections=2, namespace="slow", operation_timeout=2.0)
-        cache = observe.cache(settings)
-        assert cache.set("k", "v")
-        slow = proxy.latency(0.6)
-        with observe.fault():
-            threads = [threading.Thread(target=cache.get, args=("k",)) for _ in range(24)]
-            for thread in threads:
+    cache = observe.cache(proxy.settings(max_connections=2))
+    assert cache.set("k", "v")
+    with observe.fault():
+        # Whoever has a connection keeps it for as long as the others wait, and has time for its
+        # answer; of the others nobody gets as far as to ask.
+        with proxy.stall(on=b"GET") as held:
+            slow = [
+                threading.Thread(target=cache.get, args=("k",), kwargs={"timeout": 30.0})
+                for _ in range(2)
+            ]
+            for thread in slow:
                 thread.start()
-            for thread in threads:
+            held.wait(2)
+            others = [threading.Thread(target=cache.get, args=("k",)) for _ in range(24)]
+            for thread in others:
+                thread.start()
+            for thread in others:
                 thread.join(timeout=30)
-        slow.remove()
-        observe.back(cache)
-    assert observe.outcomes["saturated pool_exhausted"] > 0
+        for thread in slow:
+            thread.join(timeout=30)
+    assert observe.outcomes == {"saturated pool_exhausted": 24}
+    assert observe.values == 2
     assert observe.breaker == set()
     assert cache.sync._breaker.failures == 0
+    observe.back(cache)
 
 
 # Forks -----------------------------------------------------------------------------------------

@@ -237,6 +237,7 @@ def test_connections_that_break_under_traffic_mix_nothing_up(
 GARBAGE = {
     "web server": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
     "another server": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "mail server": b"+OK POP3 server ready\r\n",  # begins as the answer to a SET does
     "bytes": bytes(range(128, 256)) * 20,
     "text without end": b"x" * 100_000,
 }
