@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from interrupter import Interrupter
 
 from jmcache import (
     CacheSettings,
@@ -246,6 +247,29 @@ def test_a_cache_that_is_dropped_is_collected(settings: MakeSettings) -> None:
     gc.collect()
     assert reference() is None
     keep.close()
+
+
+def test_nothing_runs_when_a_cache_goes_in_which_an_interrupt_would_be_lost(
+    settings: MakeSettings,
+) -> None:
+    """A time limit that a task meets where it lets go of its cache would never reach the task."""
+
+    class Sink:
+        def increment(self, *_args: Any, **_more: Any) -> None: ...
+        def timing(self, *_args: Any, **_more: Any) -> None: ...
+        def gauge(self, *_args: Any, **_more: Any) -> None: ...
+
+    with RedisCacheFactory.create_cache(settings()):  # the breaker lives on
+        caches = [_redis(RedisCacheFactory.create_cache(settings(), metrics=[Sink()]))]
+        caches[0].close()
+        monitor = weakref.ref(caches[0]._monitor)
+        gc.collect()
+        # Where callbacks of weak references would be; an ended thread has one of Python's own.
+        with Interrupter(0, only="/weakref.py") as interrupter:
+            caches.clear()
+            gc.collect()
+        assert monitor() is None
+    assert not interrupter.done, interrupter.where
 
 
 def test_a_connection_of_ones_own_is_used_and_closed_with_the_cache() -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from interrupter import Interrupter
 
 from jmcache import CacheSettings, RedisCache, RedisCacheFactory, fork
 from jmcache.fork import renew_in_child
@@ -91,6 +92,15 @@ def test_registering_keeps_nothing_alive() -> None:
     gc.collect()
     assert reference() is None
     assert in_child(lambda: True)
+
+
+def test_nothing_runs_when_a_part_goes_in_which_an_interrupt_would_be_lost() -> None:
+    """A time limit that a task meets where it lets go of a cache would never reach the task."""
+    parts = [Part()]
+    gc.collect()
+    with Interrupter(0) as interrupter:
+        parts.clear()
+    assert not interrupter.done, interrupter.where
 
 
 def test_parent_and_child_talk_over_connections_of_their_own(cache: RedisCache) -> None:
