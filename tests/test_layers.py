@@ -59,7 +59,7 @@ def test_imports_point_down(copy):
         ("errors.py", "from jmcache.cache import RedisCache"),  # up
         ("connection/_pool.py", "import jmcache"),  # up, through the front door
         ("cache.py", "import redis"),
-        ("aio.py", "import ujson"),
+        ("aio/__init__.py", "import ujson"),
         ("helpers.py", "X = 1"),  # a module that stands in no layer
     ],
 )

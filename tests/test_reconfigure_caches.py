@@ -220,8 +220,8 @@ def test_the_adapter_grows_and_shrinks_with_the_connections(servers: list[Privat
             for adapter in (cache, fixed):
                 assert await adapter.set("k", limit)
                 assert await adapter.get("k") == limit
-                assert adapter._executor is not None
-                widths.append(adapter._executor._max_workers)
+                await asyncio.gather(*[adapter.get("k") for _ in range(200)])
+                widths.append(adapter._threads.running)
         return widths
 
     assert asyncio.run(use()) == [2, 3, 7, 3, 4, 3]

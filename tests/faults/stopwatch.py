@@ -68,7 +68,7 @@ class Stopwatch:
 
     def __enter__(self) -> Stopwatch:
         self._thread.start()
-        self._queued_s()  # opens its file now, and not between two counts of open files
+        self.queued_s()  # opens its file now, and not between two counts of open files
         return self
 
     def __exit__(
@@ -90,7 +90,7 @@ class Stopwatch:
             shed: Is the breaker open? If it is before and after, the call is to take SHED_S.
         """
         shed_before = shed()
-        queued_s = self._queued_s()
+        queued_s = self.queued_s()
         cpu = time.thread_time()
         began = time.monotonic()
         try:
@@ -99,7 +99,7 @@ class Stopwatch:
             ended = time.monotonic()
             cpu_s = time.thread_time() - cpu
             shed_after = shed()
-            queued_s = self._queued_s() - queued_s
+            queued_s = self.queued_s() - queued_s
             done = Call(label, began, ended, cpu_s, queued_s, limit_s)
             took_s = ended - began
             with self._lock:
@@ -132,7 +132,8 @@ class Stopwatch:
         self._catch_up()
         return self._lag_s(began, ended)
 
-    def _queued_s(self) -> float:
+    def queued_s(self) -> float:
+        """Seconds, ever, in which the calling thread could run and had to wait for a processor."""
         queue: _Queue | None = getattr(self._queues, "mine", None)
         if queue is None:
             queue = self._queues.mine = _Queue()

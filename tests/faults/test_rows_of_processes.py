@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -18,7 +19,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 import pytest
 from live import OwnedLock, locks_of, locks_of_modules
@@ -239,15 +241,14 @@ def test_a_child_works_whichever_of_our_locks_another_thread_held(
 
     def every_lock() -> list[OwnedLock]:
         found = [*locks_of(cache, adapter, memory, RedisCacheFactory), *locks_of_modules()]
-        # The locks of an executor are the standard library's to renew.
-        return [owned for owned in found if owned.guards and owned.owner is not adapter._executor]
+        return [owned for owned in found if owned.guards]
 
     locks = every_lock()
     names = {str(owned) for owned in locks}
     assert len(locks) >= 15, names
     for known in ("Pool._grow_lock", "Monitor._lock", "Delivery._lock", "OutageLog._lock",
                   "HealthThread._lock", "CircuitBreaker._lock", "Listeners._lock",
-                  "AsyncRedisCache._lock", "LocalStore._lock", "RedisCacheFactory._lock",
+                  "Threads._lock", "LocalStore._lock", "RedisCacheFactory._lock",
                   "jmcache.fork._lock"):  # fmt: skip
         assert known in names, (known, names)
 
@@ -404,7 +405,7 @@ def test_a_task_cancelled_at_any_await_gives_everything_back(
 async def quiet(cache: Watched) -> None:
     """Wait until no call of the adapter is under way, and every connection is back."""
     until = time.monotonic() + 10.0
-    while cache.sync.health().connections_in_use or cache.cache._queued:
+    while cache.sync.health().connections_in_use or cache.cache._threads.unfinished:
         assert time.monotonic() < until, "something was not given back"
         await asyncio.sleep(0.005)
 
@@ -452,59 +453,90 @@ def test_half_of_a_thousand_tasks_cancelled_in_mid_call_harm_nobody(
     assert observe.breaker == set()
 
 
+@pytest.fixture
+def little_garbage() -> Iterator[None]:
+    """To look through all that a test run has in memory takes 50 ms by itself."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.fault_row(41)
+@pytest.mark.usefixtures("little_garbage")
+@pytest.mark.parametrize("cancelled", [0, 500])
 def test_a_thousand_awaits_on_a_silent_server_are_over_in_time(
-    observe: Observation, silent_port: int
+    cancelled: int, observe: Observation, silent_port: int
 ) -> None:
-    """Ten threads with a timeout each took 25 s over them, one after the other."""
+    """Ten threads with a timeout each took 25 s over them, one after the other.
+
+    And whatever else the loop serves does not notice: it is never held for more than 50 ms.
+    """
     # Not through `observe`: it excuses no call that uses the processor, and a loop that serves a
     # thousand calls uses it for all of them. A busy machine is late at times, a queue is always.
-    for _ in range(5):
-        longest_s, blocked_s, reasons = asyncio.run(
-            a_thousand_awaits(silent_port, observe.stopwatch)
-        )
-        assert set(reasons) <= {
+    for _ in range(3):
+        crowd = asyncio.run(a_thousand_awaits(silent_port, observe.stopwatch, cancelled))
+        assert set(crowd.reasons) <= {
             "timeout", "breaker_open", "pool_exhausted", "hurried", "queue_full",
         }  # fmt: skip
-        if longest_s <= D + ALLOWED_S and blocked_s <= ALLOWED_S:
+        assert crowd.reasons.total() >= 2 * (1000 - cancelled)
+        if crowd.is_in_time():
             break
-    assert longest_s <= D + ALLOWED_S
-    assert blocked_s <= ALLOWED_S
+    assert crowd.is_in_time(), crowd
 
 
-async def a_thousand_awaits(port: int, stopwatch: Stopwatch) -> tuple[float, float, Counter[str]]:
-    """The longest await, the longest time the loop waited for others, and how calls ended."""
+class Crowd(NamedTuple):
+    longest_s: float  # await
+    lag_s: float  # of the loop: the longest time between two ticks of a millisecond
+    usual_lag_s: float  # 99 % are shorter
+    reasons: Counter[str]  # how calls ended that were not cancelled
+
+    def is_in_time(self) -> bool:
+        return self.longest_s <= D + ALLOWED_S and self.lag_s <= 0.05 and self.usual_lag_s <= 0.02
+
+
+async def a_thousand_awaits(port: int, stopwatch: Stopwatch, cancelled: int) -> Crowd:
+    """Twice as many, *cancelled* of each thousand some time before they are over."""
     reasons: Counter[str] = Counter()
-    takes: list[tuple[float, float, float]] = []  # began, ended, excused
-    gaps: list[tuple[float, float, float]] = []
+    takes: list[tuple[float, float]] = []  # began, ended
+    lags: list[float] = []
+    chance = random.Random(41)
 
     async def call(cache: AsyncRedisCache, number: int) -> None:
         began = time.monotonic()
-        reasons[(await cache.lookup(f"k{number}")).reason] += 1
-        takes.append((began, time.monotonic(), 0.0))
+        reason = (await cache.lookup(f"k{number}")).reason
+        takes.append((began, time.monotonic()))
+        reasons[reason] += 1
 
-    async def watch() -> None:
+    async def tick() -> None:
         while True:
-            began, cpu = time.monotonic(), time.thread_time()
+            began, queued_s = time.monotonic(), stopwatch.queued_s()
             await asyncio.sleep(0.001)
-            gaps.append((began, time.monotonic(), time.thread_time() - cpu))
+            took_s = time.monotonic() - began
+            lags.append(took_s - (stopwatch.queued_s() - queued_s))
 
     async with RedisCacheFactory.create_async_cache(CacheSettings(port=port)) as cache:
-        watching = asyncio.ensure_future(watch())
+        ticking = asyncio.ensure_future(tick())
+        await asyncio.sleep(0.01)
         for _ in range(2):  # the second thousand finds an open breaker
-            await asyncio.gather(*[call(cache, number) for number in range(1000)])
+            calls = [asyncio.ensure_future(call(cache, number)) for number in range(1000)]
+            await asyncio.sleep(0)
+            for task in chance.sample(calls, cancelled):
+                task.cancel()
+                if chance.random() < 0.1:
+                    await asyncio.sleep(0.001)
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+            assert set(map(type, ended)) <= {NoneType, asyncio.CancelledError}
             assert cache.sync.health().breaker != "closed"
-        watching.cancel()
-    return longest(takes, stopwatch), longest(gaps, stopwatch), reasons
+        ticking.cancel()
+    lags.sort()
+    return Crowd(longest(takes, stopwatch), lags[-1], lags[len(lags) * 99 // 100], reasons)
 
 
-def longest(spans: list[tuple[float, float, float]], stopwatch: Stopwatch) -> float:
+def longest(spans: list[tuple[float, float]], stopwatch: Stopwatch) -> float:
     """The longest of *spans* in seconds, without those in which the machine was late."""
-    spans.sort(key=lambda span: span[1] - span[0] - span[2])
-    return max(
-        ended - began - excused_s - stopwatch.lag_s(began, ended)
-        for began, ended, excused_s in spans[-20:]
-    )
+    spans.sort(key=lambda span: span[1] - span[0])
+    return max(ended - began - stopwatch.lag_s(began, ended) for began, ended in spans[-20:])
 
 
 # The end ---------------------------------------------------------------------------------------
@@ -574,7 +606,8 @@ def answers(request: pytest.FixtureRequest, tcp: PrivateServer) -> tuple[str, se
         return tcp.url, {"hit True", "miss True"}
     if request.param == "silent":
         port = request.getfixturevalue("silent_port")
-        return f"redis://127.0.0.1:{port}/0", {"unavailable False"}
+        # Calls in flight may have all connections, and nobody waits for them to end.
+        return f"redis://127.0.0.1:{port}/0", {"unavailable False", "saturated False"}
     tcp.stop()
     return tcp.url, {"unavailable False"}
 

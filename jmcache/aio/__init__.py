@@ -6,27 +6,20 @@ waited 5 s behind stalled cache calls when measured). No logic of the cache is h
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import functools
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
+from jmcache.aio._threads import Threads
 from jmcache.cache import Cache, RedisCache, Timeout, Validate
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisClosedError, RedisError, RedisPoolExhaustedError
-from jmcache.fork import renew_in_child
 from jmcache.health import Health
 from jmcache.monitoring import CacheStats
 from jmcache.outcome import Lookup
 from jmcache.settings import CacheSettings
 
 T = TypeVar("T")
-
-_QUEUE_PER_THREAD = 200  # calls; what a thread can serve within a deadline when Redis is well
 
 
 class AsyncRedisCache:
@@ -51,15 +44,8 @@ class AsyncRedisCache:
         if max_threads is not None and (type(max_threads) is not int or max_threads < 1):
             raise ValueError(f"max_threads: a whole number, 1 or more; not {max_threads!r}")
         self._cache = cache
-        self._max_threads = max_threads
-        self._renew_in_child()
-        renew_in_child(self._renew_in_child)
-
-    def _renew_in_child(self) -> None:
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None  # guarded by _lock
-        self._threads = 0  # guarded by _lock; that it may have
-        self._queued = 0  # guarded by _lock; calls handed to the executor and not yet ended
+        # Without `self` in it: who lets go of an adapter lets its threads end.
+        self._threads = Threads(lambda: max_threads or cache.settings.max_connections)
 
     @property
     def sync(self) -> Cache:
@@ -132,15 +118,13 @@ class AsyncRedisCache:
     async def reconfigure(self, settings: object) -> None:
         """See Cache.reconfigure."""
         self._cache.reconfigure(settings)
+        self._threads.fit()
 
     async def aclose(self) -> None:
         """Close the cache behind it and let the threads end. Idempotent; waits for no call."""
-        with self._lock:
-            executor, self._executor = self._executor, None
         self._cache.close()
-        if executor is not None:
-            # What is queued still ends, at once and as unavailable: nobody's task is cancelled.
-            executor.shutdown(wait=False)
+        # What is queued still ends, at once and as unavailable: nobody's task is cancelled.
+        self._threads.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,44 +152,10 @@ class AsyncRedisCache:
                 # Should the breaker let this one through after all, it must wait for nothing.
                 timeout = Deadline.over()
             return method(*args, timeout=timeout, **options)
-        work = functools.partial(
-            contextvars.copy_context().run, method, *args, timeout=timeout, **options
-        )
-        try:
-            future = self._submit(work)
-        except RedisError as error:
-            nothing: T = self._cache.give_up(operation, error)
+        work = functools.partial(method, *args, timeout=timeout, **options)
+        call = self._threads.begin(work, timeout)
+        await call.ended()
+        if call.refused is not None:
+            nothing: T = self._cache.give_up(operation, call.refused)
             return nothing
-        return await asyncio.wrap_future(future)
-
-    def _submit(self, work: Callable[[], T]) -> Future[T]:
-        limit = self._max_threads
-        if limit is None:
-            limit = self._cache.settings.max_connections
-        with self._lock:
-            if self._queued >= limit * _QUEUE_PER_THREAD:
-                raise RedisPoolExhaustedError(
-                    "max_connections: more calls wait than can be served", reason="queue_full"
-                )
-            if self._executor is None or self._threads != limit:
-                # One that is replaced is not shut down: who is about to hand it a call still may,
-                # and its threads end when nobody has it any more.
-                self._executor = ThreadPoolExecutor(limit, "jmcache-aio")
-                self._threads = limit
-            executor = self._executor
-            self._queued += 1
-        try:
-            future = executor.submit(work)
-        except RuntimeError as error:
-            self._ended(None)
-            if self._executor is not None:  # not shut down meanwhile
-                raise RedisPoolExhaustedError(
-                    "the system has no thread for the adapter", reason="no_thread"
-                ) from error
-            raise RedisClosedError("the adapter was closed") from error
-        future.add_done_callback(self._ended)
-        return future
-
-    def _ended(self, _future: Future[Any] | None) -> None:
-        with self._lock:
-            self._queued -= 1
+        return call.result()
