@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupter import Interrupter
 
 from jmcache.errors import RedisTimeoutError
 from jmcache.monitoring import CacheStats, Monitor, OutageLog, _delivery
@@ -656,6 +657,36 @@ def test_the_thread_of_a_monitor_that_nobody_closed_ends_with_it(resting: bool) 
     assert gone() is None
     wait_until(lambda: metrics_threads() == [])
     assert sink.counters["redis.cache.hit"] == (1 if resting else 2)
+
+
+def test_nothing_runs_when_a_monitor_goes_in_which_an_interrupt_would_be_lost() -> None:
+    """A time limit that a task meets where it lets go of its cache would never reach the task."""
+    monitors = [Monitor("jobs", [ListSink()])]
+    monitors[0].record("get", Outcome.HIT, "", 0.001)
+    assert monitors[0].flush()
+    gone = weakref.ref(monitors[0])
+    gc.collect()
+    with Interrupter(0) as interrupter:
+        monitors.clear()
+    assert gone() is None
+    assert not interrupter.done, interrupter.where
+    wait_until(lambda: metrics_threads() == [])
+
+
+def test_the_thread_of_a_childs_monitor_ends_with_it() -> None:
+    """A worker that was forked would collect threads, though its parent does not."""
+    monitors = [Monitor("jobs", [ListSink()])]
+
+    def check() -> bool:
+        monitors[0].record("get", Outcome.HIT, "", 0.001)
+        if not monitors[0].flush():
+            return False
+        monitors.clear()
+        gc.collect()
+        wait_until(lambda: metrics_threads() == [])
+        return True
+
+    assert in_child(check) == 0
 
 
 def test_of_two_threads_that_were_started_only_the_latest_works(

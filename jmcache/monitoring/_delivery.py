@@ -7,10 +7,13 @@ errors would also swallow a time limit that a signal handler raises meanwhile.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import logging
 import math
+import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 from jmcache.fork import renew_in_child
@@ -43,6 +46,7 @@ class Delivery:
         self._sinks = tuple(sinks)
         self._clock = clock
         self._closed = False
+        self._owner: weakref.ref[object] | None = None
         self._turn = 0  # guarded by _lock; a thread of an older turn ends
         self._begin()
         renew_in_child(self._begin)
@@ -56,10 +60,12 @@ class Delivery:
         self._retry_at = -math.inf  # guarded by _lock
         self._turn += 1
         self._thread: threading.Thread | None = None
-        # A bare lock as a bell, silent while it is held: Event and Condition are Python code, which
-        # an exception from a signal handler can leave locked for ever.
-        self._bell = threading.Lock()
-        self._bell.acquire()
+        # A queue in C as a bell: Event and Condition are Python code, which an exception from a
+        # signal handler can leave locked for ever.
+        self._bell: queue.SimpleQueue[object] = queue.SimpleQueue()
+        owner = None if self._owner is None else self._owner()
+        if owner is not None:
+            self.end_with(owner)
         self._failed: set[int] = set()  # by the thread alone: places of sinks that ever failed
         self.sink_errors = 0  # by the thread alone
         self.dropped = 0  # guarded by _lock
@@ -103,19 +109,20 @@ class Delivery:
             self._batch = []
 
     def end(self) -> None:
-        """Let the thread deliver what is queued and end; wait for nothing.
-
-        Takes no lock: it is called when the garbage collector finds that the owner is gone, which
-        can be in the middle of anything, also on the thread itself.
-        """
+        """Let the thread deliver what is queued and end; wait for nothing."""
         self._closed = True
         self._ring()
 
+    def end_with(self, owner: object) -> None:
+        """Do the same once *owner* is gone.
+
+        The callback is C: the garbage collector may call it in the middle of anything, and of what
+        a signal handler raises in one of Python's own nobody ever hears.
+        """
+        self._owner = weakref.ref(owner, self._bell.put)
+
     def _ring(self) -> None:
-        try:
-            self._bell.release()
-        except RuntimeError:
-            pass  # it rings already
+        self._bell.put(None)
 
     def _start(self) -> None:
         now = self._clock()
@@ -156,15 +163,16 @@ class Delivery:
                     gates, self._gates = self._gates, []
                     idle = self._resting = not batch and not gates
                 if idle:
-                    if self._closed:
+                    if self._closed or (self._owner is not None and self._owner() is None):
                         return
-                    bell.acquire()
+                    bell.get()
                     continue
                 for report in batch:
                     self._deliver(report)
                 for gate in gates:
                     gate.release()
-                bell.acquire(timeout=PAUSE_S)
+                with contextlib.suppress(queue.Empty):
+                    bell.get(timeout=PAUSE_S)
         finally:
             with self._lock:
                 if turn == self._turn:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
@@ -62,9 +61,7 @@ class Monitor:
         self._begin()
         self._delivery = Delivery(sinks, clock) if sinks else None
         if self._delivery is not None:
-            # Ends the thread of a cache that nobody closed and nobody has any more.
-            self._finalizer = weakref.finalize(self, self._delivery.end)
-            self._finalizer.atexit = False
+            self._delivery.end_with(self)  # nobody may have closed it
         renew_in_child(self._begin)
 
     def _begin(self) -> None:
@@ -263,7 +260,6 @@ class Monitor:
         """
         if self._delivery is not None:
             self._delivery.close()
-            self._finalizer.detach()
 
 
 class _Cell:
