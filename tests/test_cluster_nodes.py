@@ -338,6 +338,20 @@ def test_a_cluster_that_is_down_says_so_by_any_node(
     assert manager.holds_against(caught.value)
 
 
+def test_nodes_that_may_not_be_asked_how_they_are_are_alive(
+    cluster: ScriptedCluster, manage: Manage
+) -> None:
+    """The health check would keep the breaker open for ever, on a cluster that serves."""
+
+    def forbidding(_: Client, words: Words) -> bytes | None:
+        how = words[:2] == [b"CLUSTER", b"INFO"]
+        return b"-NOPERM User app has no permissions\r\n" if how else None
+
+    cluster.instead = {number: forbidding for number in range(3)}
+    manage().ping(Deadline(5.0))
+    assert all([b"CLUSTER", b"INFO"] in cluster.asked(number) for number in range(3))
+
+
 def test_of_one_node_everything_is_evidence() -> None:
     """A cluster of one would never open its breaker."""
     with ScriptedCluster(1) as cluster:
