@@ -347,7 +347,7 @@ def test_nodes_that_may_not_be_asked_how_they_are_are_alive(
         how = words[:2] == [b"CLUSTER", b"INFO"]
         return b"-NOPERM User app has no permissions\r\n" if how else None
 
-    cluster.instead = {number: forbidding for number in range(3)}
+    cluster.instead = dict.fromkeys(range(3), forbidding)
     manage().ping(Deadline(5.0))
     assert all([b"CLUSTER", b"INFO"] in cluster.asked(number) for number in range(3))
 
