@@ -95,6 +95,10 @@ class Pool(redis.ConnectionPool):
             **options,
         )
 
+    # redis-py's is Python code, in which a signal handler's exception would be lost. It cannot be
+    # taken away, but it can be C: this is called without arguments, and does nothing.
+    __del__ = bool  # type: ignore[assignment]
+
     def __repr__(self) -> str:
         # redis-py 6.4 shows the password.
         return f"<Pool of {len(self._alive)} connections, at most {self.max_connections}>"
