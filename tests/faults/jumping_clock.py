@@ -13,15 +13,53 @@ _real, _real_ns = time.time, time.time_ns
 _chance = random.Random(57)
 _jumps_s = (look * _chance.choice((-1000, 1000)) for look in itertools.count())
 
+_looked: set[str] = set()  # the modules that looked
+
+
+def _jumping() -> float:
+    _looked.add(sys._getframe(1).f_globals["__name__"])
+    return _real() + next(_jumps_s)
+
+
+def _jumping_ns() -> int:
+    _looked.add(sys._getframe(1).f_globals["__name__"])
+    return _real_ns() + next(_jumps_s) * 1_000_000_000
+
+
 # Before anything of jmcache is imported: a default argument keeps what it was given then.
-time.time = lambda: _real() + next(_jumps_s)
-time.time_ns = lambda: _real_ns() + next(_jumps_s) * 1_000_000_000
+time.time, time.time_ns = _jumping, _jumping_ns
 
 from observation import Observation, wait_for  # noqa: E402
 from stopwatch import Stopwatch  # noqa: E402
 
-from jmcache import CacheSettings  # noqa: E402
+from jmcache import CacheSettings, LocalCache, RedisCacheFactory  # noqa: E402
 from jmcache.testing import PrivateServer  # noqa: E402
+
+
+class Sink:
+    """Takes every measurement."""
+
+    def increment(self, *_: object) -> None:
+        pass
+
+    timing = gauge = increment
+
+
+def look_everywhere(observe: Observation, server: PrivateServer) -> None:
+    """Use what else has to do with time: memory, a pool that is used up, a refused password."""
+    for made in (LocalCache(), RedisCacheFactory.create_cache("memory://")):
+        memory = observe.watch(made)
+        assert memory.set("k", 1) is True
+        assert memory.set("short", 1, ttl=0.1) is True
+        wait_for(lambda memory=memory: memory.get("short") is None)
+        assert memory.get("k") == 1
+
+    narrow = observe.cache(CacheSettings.from_url(server.url, max_connections=1), metrics=[Sink()])
+    with observe.traffic(narrow, threads=4):
+        assert narrow.get_many(["k0", "k1"]) == {"k0": [0], "k1": [1]}
+
+    refused = observe.cache(CacheSettings.from_url(server.url, password="wrong", namespace="other"))
+    assert {refused.lookup("k").reason for _ in range(10)} <= {"auth", "breaker_open"}
 
 
 def main() -> None:
@@ -42,7 +80,11 @@ def main() -> None:
             assert {cache.lookup("k").reason for _ in range(100)} == {"breaker_open"}
             server.resume()
         observe.back(cache)
+        look_everywhere(observe, server)
         observe.close()
+        # An entry's times are to be the same on all hosts; nothing else is the wall clock's.
+        ours = {name for name in _looked if name.startswith("jmcache.")}
+        assert ours <= {"jmcache.cache", "jmcache.envelope"}, ours
         observe.check()
         print(json.dumps(observe.as_dict()))
 

@@ -559,11 +559,21 @@ loop = asyncio.new_event_loop()
 loop.run_until_complete(asyncio.wait({loop.create_task(adapter.get('k'))}, timeout=0.02))
 end()
 """,
+    "with a line that a filter of the log keeps": """
+logging.getLogger("jmcache").addFilter(lambda _: time.sleep(60))
+cache.set("k", object())
+end()
+""",
+    "with a name whose look-up has no end": """
+socket.getaddrinfo = lambda *_, **__: time.sleep(60)
+RedisCacheFactory.create_cache("redis://nobody.test").get("k")
+end()
+""",
     "by sys.exit in the middle of a transaction": "cache.set('k', 1); end(); sys.exit(3)",
     "by an exception": "cache.get('k'); end(); raise SystemExit(3)",
 }
 PROGRAM = """
-import asyncio, atexit, logging, sys, threading, time
+import asyncio, atexit, logging, socket, sys, threading, time
 from jmcache import AsyncRedisCache, CacheSettings, RedisCacheFactory
 
 logging.getLogger("jmcache").addHandler(logging.NullHandler())

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -154,3 +155,24 @@ def test_a_wall_clock_that_jumps_is_not_noticed(observe: Observation) -> None:
     )
     assert done.returncode == 0, done.stderr
     observe.include(json.loads(done.stdout))
+
+
+# What looks at the wall clock, and the argument with which backoff does.
+WALL_CLOCK = re.compile(
+    r"\btime\.(time|time_ns|localtime|gmtime|ctime)\b|from time import|CLOCK_REALTIME"
+    r"|\.(now|utcnow|today)\(|\bmax_time="
+)
+
+
+@pytest.mark.fault_row(57)
+def test_nothing_asks_for_the_wall_clock_but_the_times_of_an_entry() -> None:
+    """Most places only wait too long or not at all, once in a year: no run of ours meets it."""
+    package = Path(jmcache.__file__).parent
+    asking = {
+        (path.relative_to(package).as_posix(), line.strip())
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if WALL_CLOCK.search(line.partition("  # ")[0])
+    }
+    now = "now: Callable[[], float] = time.time,"
+    assert asking == {("cache.py", now), ("envelope/__init__.py", now)}
