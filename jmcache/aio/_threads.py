@@ -202,7 +202,6 @@ class Threads:
                 finally:
                     self._free.add(number)
                 call.hand_back()
-                del call  # and what it returned
         except BaseException:
             self._end(number)
             raise
