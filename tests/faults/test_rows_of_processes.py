@@ -480,9 +480,11 @@ def test_a_thousand_awaits_on_a_silent_server_are_over_in_time(
             "timeout", "breaker_open", "pool_exhausted", "hurried", "queue_full",
         }  # fmt: skip
         assert crowd.reasons.total() >= 2 * (1000 - cancelled)
-        if crowd.is_in_time():
+        # Threads that came late, on a busy machine, hold nothing against the server.
+        if crowd.is_in_time() and crowd.breaker != "closed":
             break
     assert crowd.is_in_time(), crowd
+    assert crowd.breaker != "closed", crowd
 
 
 class Crowd(NamedTuple):
@@ -490,6 +492,7 @@ class Crowd(NamedTuple):
     lag_s: float  # of the loop: the longest time between two ticks of a millisecond
     usual_lag_s: float  # 99 % are shorter
     reasons: Counter[str]  # how calls ended that were not cancelled
+    breaker: str  # after the second thousand
 
     def is_in_time(self) -> bool:
         return self.longest_s <= D + ALLOWED_S and self.lag_s <= 0.05 and self.usual_lag_s <= 0.02
@@ -527,10 +530,11 @@ async def a_thousand_awaits(port: int, stopwatch: Stopwatch, cancelled: int) -> 
                     await asyncio.sleep(0.001)
             ended = await asyncio.gather(*calls, return_exceptions=True)
             assert set(map(type, ended)) <= {NoneType, asyncio.CancelledError}
-            assert cache.sync.health().breaker != "closed"
+            breaker = cache.sync.health().breaker
+            await asyncio.sleep(0.5)  # of a hundred ticks, the usual one would be the longest
         ticking.cancel()
     lags.sort()
-    return Crowd(longest(takes, stopwatch), lags[-1], lags[len(lags) * 99 // 100], reasons)
+    return Crowd(longest(takes, stopwatch), lags[-1], lags[len(lags) * 99 // 100], reasons, breaker)
 
 
 def longest(spans: list[tuple[float, float]], stopwatch: Stopwatch) -> float:
