@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jmcache.aio import AsyncRedisCache
-    from jmcache.cache import Cache, LocalCache, RedisCache
+    from jmcache.cache import (
+        Cache,
+        CachedFunction,
+        LoadContext,
+        LocalCache,
+        RedisCache,
+        load_context,
+    )
     from jmcache.circuit_breaker import CircuitBreaker, CircuitState, Transition
     from jmcache.connection import PoolUsage, RedisConnectionManager
     from jmcache.deadline import Deadline
     from jmcache.errors import (
+        LoaderOverloadedError,
+        LoaderTimeoutError,
         RedisCircuitBreakerOpenError,
         RedisClosedError,
         RedisConfigurationError,
@@ -57,10 +66,14 @@ __all__ = [
     "Cache",
     "CacheSettings",
     "CacheStats",
+    "CachedFunction",
     "CircuitBreaker",
     "CircuitState",
     "Deadline",
     "Health",
+    "LoadContext",
+    "LoaderOverloadedError",
+    "LoaderTimeoutError",
     "LocalCache",
     "Lookup",
     "Metrics",
@@ -93,6 +106,7 @@ __all__ = [
     "RedisWrongTypeError",
     "Transition",
     "generate_key",
+    "load_context",
 ]
 
 if not TYPE_CHECKING:

@@ -18,6 +18,8 @@ RedisError
 │   ├── RedisWriteRefusedError        out of memory, cannot persist     trips writes
 │   ├── RedisNotServedError           this command or key is not for us
 │   └── RedisWrongTypeError           the key holds something foreign
+├── LoaderOverloadedError             Redis is away, and too many load already
+├── LoaderTimeoutError                a load took longer than its caller waits (a TimeoutError too)
 └── RedisSerializationError           a value that cannot be written
     ├── RedisCorruptEntryError        bytes that cannot be trusted
     ├── RedisExpiredEntryError        bytes that were kept beyond their time
@@ -197,6 +199,19 @@ class RedisWrongTypeError(RedisRejectedError):
     """The key holds another type than text: somebody else wrote it."""
 
     reason = "wrong_type"
+
+
+class LoaderOverloadedError(RedisError):
+    """Redis is away and as many loads run as are allowed then; this one was not begun."""
+
+    outcome = Outcome.SATURATED
+    reason = "loaders_busy"
+
+
+class LoaderTimeoutError(RedisError, TimeoutError):
+    """A load took longer than its caller wanted to wait. It goes on, and its result is kept."""
+
+    reason = "loader_timeout"
 
 
 class RedisSerializationError(RedisError):

@@ -18,6 +18,7 @@ from jmcache.deadline import Deadline
 from jmcache.errors import RedisError
 from jmcache.fork import renew_in_child
 from jmcache.health import HealthThread
+from jmcache.invalidation import Journal
 from jmcache.local import LocalStore
 from jmcache.monitoring import Metrics, Monitor, OutageLog
 from jmcache.node_guard import NodeGuard
@@ -43,6 +44,7 @@ class _Backend:
             settings, make_guard=self._guard_node
         )
         _warn_of_trust(settings)
+        self.journal = Journal()
         self.outage = OutageLog(settings.endpoint)
         self.write_outage = OutageLog(f"{settings.endpoint} for writes", lines=2)
         self._settings = settings
@@ -60,7 +62,7 @@ class _Backend:
         )
         self.health = HealthThread(
             self._probe,
-            lambda: self.breaker.state != "closed" or self.connection.impaired,
+            self._wants_probes,
             interval=settings.health_check_interval,
         )
         self.users: set[object] = set()  # guarded by the factory's lock
@@ -105,10 +107,21 @@ class _Backend:
         breaker.on_change(self._on_change)
         return NodeGuard(breaker, OutageLog(node, lines=2))
 
+    def _wants_probes(self) -> bool:
+        return bool(self.breaker.state != "closed" or self.connection.impaired or len(self.journal))
+
     def _probe(self) -> None:
         # Its own time, not a caller's: a connection that takes longer than operation_timeout to
         # be made is made here, and waits in the pool.
         self.breaker.probe(self.connection.ping, Deadline(self._probe_timeout_s))
+        if self.journal:
+            self.breaker.call(self._settle, Deadline(self._probe_timeout_s))
+
+    def _settle(self, deadline: Deadline) -> None:
+        self.journal.settle(
+            lambda names, leases: self.connection.delete(names, deadline, leases),
+            lambda counters: self.connection.move(counters, deadline),
+        )
 
     def warm_up(self) -> None:
         self.health.start()
@@ -131,6 +144,12 @@ class _Backend:
 
     def close(self) -> None:
         self.health.stop()
+        if self.journal:
+            _log.warning(
+                "%d invalidations did not reach %s: entries may be served until their TTL is over",
+                len(self.journal),
+                self.connection.settings.endpoint,
+            )
         self.connection.close()
         self.breaker.close()
         self.write_breaker.close()
@@ -265,6 +284,7 @@ class RedisCacheFactory:
                 breaker=backend.breaker,
                 write_breaker=backend.write_breaker,
                 health=backend.health,
+                journal=backend.journal,
                 outage=backend.outage,
                 write_outage=backend.write_outage,
                 monitor=monitor,

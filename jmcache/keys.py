@@ -25,6 +25,7 @@ _MAX_DEPTH = 64  # containers inside one another; also what ends a list that hol
 _MAX_FORM = 16 * 1024 * 1024  # characters of one container; lists that share lists grow by doubling
 _MAX_NAME = 199  # bytes of a name in Redis
 _MAX_HEAD = 80  # bytes; a key of generate_key stays whole: 40 + 1 + 32
+_LEASE = b"%b#lease{%b}"  # of a prefix and a name: a cluster keeps it where the name is
 _MAX_KEY_HEAD = 40  # characters
 
 # What a person may read in a name: the rest could mean something to Redis, a shell or a log.
@@ -91,9 +92,10 @@ class KeySpace:
 
     Attributes:
         prefix: What every name begins with, such as ``b"jobs:v1:"``.
+        space_counter: The name of the counter that all entries depend on.
     """
 
-    __slots__ = ("_hasher", "_head_bytes", "prefix")
+    __slots__ = ("_hasher", "_head_bytes", "_tag_hasher", "prefix", "space_counter")
 
     def __init__(self, namespace: str, schema_version: int) -> None:
         """Take a namespace and a schema version as CacheSettings has checked them.
@@ -103,13 +105,17 @@ class KeySpace:
                 not printable ASCII.
         """
         prefix = f"{namespace}:v{schema_version}:"
-        room = _MAX_NAME - len(prefix) - 1 - 32  # ":" and the digest
+        # A lease has the prefix twice, a name within has ":" and the digest.
+        room = _MAX_NAME - len(_LEASE) + 4 - 2 * len(prefix) - 1 - 32
         if room < 0 or not prefix.isascii() or not prefix.isprintable():
             raise ValueError("namespace: 1 to 64 printable ASCII characters")
         self.prefix = prefix.encode("ascii")
         self._head_bytes = min(room, _MAX_HEAD)
         self._hasher = blake2b(digest_size=16, person=b"jmcache.name")
-        self._hasher.update(f"{len(namespace)}:{namespace}{schema_version}:".encode())
+        owner = f"{len(namespace)}:{namespace}{schema_version}:".encode()
+        self._hasher.update(owner)
+        self._tag_hasher = blake2b(owner, digest_size=16, person=b"jmcache.tag")
+        self.space_counter = self.prefix + b"#"
 
     def name(self, key: str) -> tuple[bytes, bytes]:
         """Return the key's name in Redis and the digest that its entry has to carry.
@@ -129,8 +135,23 @@ class KeySpace:
         hasher = self._hasher.copy()
         hasher.update(text)
         digest = hasher.digest()
+        return self._compose(text, digest), digest
+
+    def lease(self, name: bytes) -> bytes:
+        """Return the name of the lease of an entry's *name*."""
+        return _LEASE % (self.prefix, name)
+
+    def tag_counter(self, tag: str) -> bytes:
+        """Return the name of the counter that entries with *tag* depend on."""
+        text = str.encode(tag, "utf-8", "surrogatepass")
+        hasher = self._tag_hasher.copy()
+        hasher.update(text)
+        # No name of an entry has a "#".
+        return self._compose(text, hasher.digest()) + b"#"
+
+    def _compose(self, text: bytes, digest: bytes) -> bytes:
         head = text[: self._head_bytes].translate(_CLEAN)
-        return b"%b%b:%b" % (self.prefix, head, digest.hex().encode()), digest
+        return b"%b%b:%b" % (self.prefix, head, digest.hex().encode())
 
 
 def digest_text(digest: bytes) -> str:

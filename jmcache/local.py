@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -13,6 +14,10 @@ from collections.abc import Callable, Sequence
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisConfigurationError, RedisError
 from jmcache.fork import renew_in_child
+from jmcache.store import COOLING, Found, Item
+
+_LEASES = 1_000  # from so many on, those whose time is over are looked for
+_COUNTERS = 100_000  # tags and namespaces that are known; some 15 MB
 
 
 class LocalStore:
@@ -52,6 +57,10 @@ class LocalStore:
         # Guarded by _lock: a heap with the expiry of every entry, and of some that are gone or
         # written anew since; those are recognised when they come up.
         self._expiries: list[tuple[float, bytes]] = []
+        # Guarded by _lock: what Redis keeps beside the entries, with bounds of its own.
+        self._counters: dict[bytes, int] = {}
+        self._leases: dict[bytes, tuple[bytes, float]] = {}
+        self._leases_limit = _LEASES
         renew_in_child(self._renew_in_child)
 
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
@@ -81,10 +90,73 @@ class LocalStore:
             self._set_many(items, now)
         return [None] * len(items)
 
-    def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
-        """Forget *names*; return how many of them there were."""
+    def read(
+        self,
+        names: Sequence[bytes],
+        counters: Sequence[bytes],
+        leases: Sequence[bytes],
+        deadline: Deadline,
+    ) -> Found:
+        """See Store.read; all as of one moment."""
         now = self._clock()
         with self._lock:
+            return self._read(names, counters, leases, now)
+
+    def write(
+        self, items: Sequence[Item], counters: Sequence[bytes], deadline: Deadline
+    ) -> tuple[Sequence[RedisError | None], Sequence[bytes | None]]:
+        """See Store.write."""
+        now = self._clock()
+        with self._lock:
+            self._write(items, now)
+            return [None] * len(items), self._read((), counters, (), now).counters
+
+    def take(
+        self,
+        names: Sequence[bytes],
+        leases: Sequence[bytes],
+        token: bytes,
+        lease_ms: int,
+        counters: Sequence[bytes],
+        deadline: Deadline,
+        *,
+        steal: bool = False,
+    ) -> tuple[list[bool], Found]:
+        """See Store.take."""
+        now = self._clock()
+        with self._lock:
+            taken = self._take(leases, token, now + lease_ms / 1000, now, steal)
+            return taken, self._read(names, counters, leases, now)
+
+    def write_held(self, items: Sequence[Item], token: bytes, deadline: Deadline) -> list[bool]:
+        """See Store.write_held."""
+        now = self._clock()
+        with self._lock:
+            return self._write_held(items, token, now)
+
+    def free(self, leases: Sequence[bytes], token: bytes, cool_ms: int, deadline: Deadline) -> None:
+        """See Store.free."""
+        now = self._clock()
+        with self._lock:
+            self._free(leases, token, cool_ms, now)
+
+    def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
+        """See Store.move."""
+        with self._lock:
+            self._move(counters)
+
+    def seed(self, counters: Sequence[bytes], deadline: Deadline) -> None:
+        """See Store.seed."""
+        with self._lock:
+            self._move([name for name in counters if name not in self._counters])
+
+    def delete(
+        self, names: Sequence[bytes], deadline: Deadline, leases: Sequence[bytes] = ()
+    ) -> int:
+        """Forget *leases* and *names*; return how many of the names there were."""
+        now = self._clock()
+        with self._lock:
+            self._void(leases)
             return self._delete(names, now)
 
     def ping(self, deadline: Deadline) -> None:
@@ -139,6 +211,10 @@ class LocalStore:
         for name, blob, ttl_ms in items:
             self._set(name, blob, ttl_ms, now)
 
+    def _void(self, leases: Sequence[bytes]) -> None:
+        for lease in leases:
+            self._leases.pop(lease, None)
+
     def _delete(self, names: Sequence[bytes], now: float) -> int:
         removed = 0
         for name in names:
@@ -146,6 +222,65 @@ class LocalStore:
             if entry is not None and now < entry[1]:
                 removed += 1
         return removed
+
+    def _read(
+        self,
+        names: Sequence[bytes],
+        counters: Sequence[bytes],
+        leases: Sequence[bytes],
+        now: float,
+    ) -> Found:
+        return Found(
+            self._get_many(names, now),
+            [b"%d" % self._counters[name] if name in self._counters else None for name in counters],
+            [self._holder(lease, now) for lease in leases],
+        )
+
+    def _holder(self, lease: bytes, now: float) -> bytes | None:
+        token, ends_at = self._leases.get(lease, (None, math.inf))
+        if now >= ends_at:
+            del self._leases[lease]
+            return None
+        return token
+
+    def _take(
+        self, leases: Sequence[bytes], token: bytes, ends_at: float, now: float, steal: bool
+    ) -> list[bool]:
+        if len(self._leases) >= self._leases_limit:
+            # Of those that nobody gave back; as many new ones lie between two of these.
+            self._leases = {name: held for name, held in self._leases.items() if now < held[1]}
+            self._leases_limit = max(_LEASES, 2 * len(self._leases))
+        taken = [steal or self._holder(lease, now) is None for lease in leases]
+        self._leases.update(
+            {lease: (token, ends_at) for lease, ours in zip(leases, taken, strict=True) if ours}
+        )
+        return taken
+
+    def _write_held(self, items: Sequence[Item], token: bytes, now: float) -> list[bool]:
+        held = [self._holder(item.lease, now) == token for item in items]
+        self._write([item for item, ours in zip(items, held, strict=True) if ours], now)
+        return held
+
+    def _write(self, items: Sequence[Item], now: float) -> None:
+        for item in items:
+            self._leases.pop(item.lease, None)
+            self._set(item.name, item.blob, item.ttl_ms, now)
+
+    def _free(self, leases: Sequence[bytes], token: bytes, cool_ms: int, now: float) -> None:
+        for lease in leases:
+            if self._holder(lease, now) == token:
+                if cool_ms:
+                    self._leases[lease] = COOLING, now + cool_ms / 1000
+                else:
+                    del self._leases[lease]
+
+    def _move(self, counters: Sequence[bytes]) -> None:
+        if len(self._counters) >= _COUNTERS:
+            self._counters = {}  # as if evicted: too much is invalid, never too little
+        self._counters.update({name: self._next(name) for name in counters})
+
+    def _next(self, counter: bytes) -> int:
+        return max(time.time_ns() // 1000, self._counters.get(counter, 0) + 1)
 
     def _forget_expired(self, now: float) -> None:
         while self._expiries and self._expiries[0][0] <= now:
@@ -157,6 +292,8 @@ class LocalStore:
     def _forget_all(self) -> None:
         self._entries = OrderedDict()
         self._expiries = []
+        self._counters = {}
+        self._leases = {}
 
     def _renew_in_child(self) -> None:
         self._lock = threading.Lock()

@@ -22,7 +22,9 @@ def entry(cache: Cache, key: str, body: bytes, *, compress: bool = False) -> byt
     _, digest = _spelt(cache, key)
     flags = COMPRESSED if compress else 0
     stored = zlib.compress(body, 9) if compress else body
-    head = struct.pack(">2sBBQIIQ", b"\xabJ", 1, flags, int(time.time() * 1000), 0, 0, 0)
+    generation = cache._stops._generation or 0  # of the namespace: a counter that is no secret
+    now_ms = int(time.time() * 1000)
+    head = struct.pack(">2sBBQIIQ", b"\xabJ", 1, flags, now_ms, 0, 0, generation)
     rest = digest + b"\0\0" + stored
     return head + struct.pack(">I", zlib.crc32(head + rest)) + rest
 

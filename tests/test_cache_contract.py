@@ -476,3 +476,73 @@ def test_two_caches_of_one_namespace_see_the_same(make_cache: MakeCache) -> None
     assert there.get("k") == [1]
     there.delete("k")
     assert here.get("k") is None
+
+
+def test_a_tag_makes_its_entries_a_miss_and_clear_all_of_the_namespace(
+    make_cache: MakeCache,
+) -> None:
+    """What works in development and not on the cluster is found by a customer."""
+    here, there, theirs = make_cache("tags"), make_cache("tags"), make_cache("theirs")
+    theirs.set("a", "theirs", tags=("job:42",))
+    here.set("a", 1, tags=("job:42", "berlin"))
+    here.set_many({"b": 2, "c": 3}, tags=("job:43",))
+    here.set("d", 4)
+    assert there.invalidate_tags("job:42", "nobody's") is True
+    assert here.get_many(["a", "b", "c", "d"]) == {"b": 2, "c": 3, "d": 4}
+    found = here.lookup("a")
+    assert (found.outcome, found.reason) == (Outcome.MISS, "invalidated")
+    assert there.clear() is True
+    assert here.get_many(["a", "b", "c", "d"]) == {}
+    assert here.set("a", 5, tags=("job:42",)) is True
+    assert there.get("a") == 5
+    assert theirs.get("a") == "theirs"
+    assert here.invalidate_tags() is True
+    assert there.get("a") == 5
+
+
+def test_a_value_is_computed_once_and_found_by_all(make_cache: MakeCache) -> None:
+    """The same order of stops, wherever it is kept."""
+    here, there = make_cache("compute"), make_cache("compute")
+    assert here.get_or_set("k", lambda: [1], tags=("t",)) == [1]
+    assert there.get_or_set("k", pytest.fail, tags=("t",)) == [1]
+    assert there.get("k") == [1]
+    found = there.get_or_set_many(["k", "l", "m"], lambda keys: {key: key for key in keys})
+    assert found == {"k": [1], "l": "l", "m": "m"}
+    assert here.get_many(["l", "m"]) == {"l": "l", "m": "m"}
+    here.invalidate_tags("t")
+    assert there.get_or_set("k", lambda: [2], tags=("t",)) == [2]
+    assert here.get_or_set("k", lambda: [3], force=True) == [3]
+    assert there.get("k") == [3]
+    with pytest.raises(ZeroDivisionError):
+        here.get_or_set("fails", lambda: 1 // 0)
+    assert there.get_or_set("fails", lambda: 1, lock_timeout=60.0, timeout=5.0) == 1
+
+
+@pytest.mark.parametrize("undo", ["delete", "set", "invalidate_tags", "clear"])
+def test_a_load_that_began_before_it_is_not_stored_after_it(
+    make_cache: MakeCache, undo: str
+) -> None:
+    """What was deleted comes back, or what was set is replaced by what is older."""
+    here, there = make_cache("undo"), make_cache("undo")
+    words = {"delete": ("k",), "set": ("k", "newer"), "invalidate_tags": ("t",), "clear": ()}
+
+    def load() -> str:
+        assert getattr(there, undo)(*words[undo]) is True
+        return "older"
+
+    assert here.get_or_set("k", load, tags=("t",)) == "older"
+    assert there.get("k") == ("newer" if undo == "set" else None)
+
+
+def test_an_old_value_is_refreshed_while_it_is_handed_out(make_cache: MakeCache) -> None:
+    """Nobody waits while there is something good enough, wherever it is kept."""
+    here = make_cache("stale")
+    options = {"ttl": 0.05, "stale_ttl": 60.0, "refresh": "inline"}
+    assert here.get_or_set("k", lambda: "old", **options) == "old"
+    give_up_at = time.monotonic() + 10
+    while here.lookup("k").outcome is not Outcome.STALE:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.005)
+    assert here.get("k") is None
+    assert here.get_or_set("k", lambda: "new", **options) == "old"
+    assert here.lookup("k").value == "new"

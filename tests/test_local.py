@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from jmcache import local
 from jmcache.deadline import Deadline
 from jmcache.local import LocalStore
+from jmcache.store import COOLING, Item
 from jmcache.testing import ManualClock
 
 DEADLINE = Deadline(60.0)
@@ -261,6 +264,130 @@ def interrupted_in_each_loop(call: Callable[[], object]) -> Iterator[None]:
         if turns < last:
             return
         yield
+
+
+def item(name: bytes, blob: bytes = b"blob", ttl_ms: int = LONG_MS) -> Item:
+    return Item(name, blob, ttl_ms, b"lease " + name)
+
+
+def test_a_lease_is_one_holders_until_it_ends_or_is_given_back(clock: ManualClock) -> None:
+    """Two holders are two loads; one that never ends is no load at all."""
+    store = LocalStore(clock=clock)
+    names, leases = [b"a"], [b"lease a"]
+
+    def take(token: bytes, steal: bool = False) -> bool:
+        ((taken,), found) = store.take(names, leases, token, 1000, [b"#"], DEADLINE, steal=steal)
+        assert found.holders == [token if taken else b"first"]
+        return taken
+
+    assert take(b"first") is True
+    assert take(b"second") is False
+    assert take(b"first") is False, "nor does its holder take it twice"
+    store.free(leases, b"second", 0, DEADLINE)
+    assert store.read(names, [], leases, DEADLINE).holders == [b"first"]
+    store.free(leases, b"first", 0, DEADLINE)
+    assert take(b"first") is True
+    clock.advance(1.0)
+    assert take(b"second") is True
+    assert take(b"first", steal=True) is True
+
+
+def test_only_its_holder_stores_and_storing_frees_the_lease() -> None:
+    """A load whose lease was voided by a delete would bring back what was deleted."""
+    store = LocalStore()
+    store.take([b"a", b"b"], [b"lease a", b"lease b"], b"mine", 1000, [], DEADLINE)
+    store.delete([b"b"], DEADLINE, [b"lease b"])
+    assert store.write_held([item(b"a"), item(b"b")], b"mine", DEADLINE) == [True, False]
+    assert names_in(store, b"a", b"b") == {b"a"}
+    assert store.read([], [], [b"lease a"], DEADLINE).holders == [None]
+    assert store.write_held([item(b"a", b"again")], b"mine", DEADLINE) == [False]
+
+
+def test_writing_and_deleting_void_the_lease() -> None:
+    """What loads under it began before, and knows less."""
+    store = LocalStore()
+    leases = [b"lease a", b"lease b"]
+    store.take([b"a", b"b"], leases, b"mine", 1000, [], DEADLINE)
+    store.write([item(b"a")], [], DEADLINE)
+    store.delete([b"b"], DEADLINE, leases[1:])
+    assert store.read([], [], leases, DEADLINE).holders == [None, None]
+
+
+def test_a_lease_that_cools_is_nobodys_for_so_long(clock: ManualClock) -> None:
+    """A loader that failed is left alone for a while."""
+    store = LocalStore(clock=clock)
+    store.take([b"a"], [b"lease a"], b"mine", 1000, [], DEADLINE)
+    store.free([b"lease a"], b"mine", 5000, DEADLINE)
+    taken, found = store.take([b"a"], [b"lease a"], b"other", 1000, [], DEADLINE)
+    assert (taken, found.holders) == ([False], [COOLING])
+    clock.advance(5.0)
+    assert store.take([b"a"], [b"lease a"], b"other", 1000, [], DEADLINE)[0] == [True]
+
+
+def test_a_counter_begins_with_the_time_and_only_grows() -> None:
+    """One that begins at 0 again makes old entries valid."""
+    store = LocalStore()
+
+    def counter() -> int | None:
+        (stored,) = store.read([], [b"#"], [], DEADLINE).counters
+        return None if stored is None else int(stored)
+
+    assert counter() is None
+    before = time.time_ns() // 1000
+    store.seed([b"#"], DEADLINE)
+    first = counter()
+    assert first is not None
+    assert before <= first <= time.time_ns() // 1000
+    store.seed([b"#"], DEADLINE)
+    assert counter() == first, "seeded once"
+    moved = []
+    for _ in range(100):
+        store.move([b"#"], DEADLINE)
+        moved.append(counter())
+    assert moved == sorted(set(moved))
+    assert moved[0] > first  # type: ignore[operator]
+
+
+def test_neither_leases_nor_counters_take_memory_for_ever(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody's leases end in time, but those of keys that nobody asks for again stay."""
+    monkeypatch.setattr(local, "_LEASES", 10)
+    monkeypatch.setattr(local, "_COUNTERS", 10)
+    store = LocalStore(clock=clock)
+    for number in range(1000):
+        store.take([b"a"], [b"%d" % number], b"mine", 1000, [], DEADLINE)
+        store.move([b"tag %d" % number], DEADLINE)
+        clock.advance(0.5)
+        assert len(store._leases) <= 10
+        assert len(store._counters) <= 10
+    assert store.read([], [b"tag 999"], [], DEADLINE).counters != [None]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store, names, items: store.read(names, names, names, DEADLINE),
+        lambda store, names, items: store.write(items, names, DEADLINE),
+        lambda store, names, items: store.take(names, names, b"t", 1000, names, DEADLINE),
+        lambda store, names, items: store.write_held(items, b"mine", DEADLINE),
+        lambda store, names, items: store.free(names, b"mine", 5, DEADLINE),
+        lambda store, names, items: store.move(names, DEADLINE),
+        lambda store, names, items: store.seed(names, DEADLINE),
+        lambda store, names, items: store.delete(names, DEADLINE, names),
+    ],
+    ids=["read", "write", "take", "write_held", "free", "move", "seed", "delete"],
+)
+def test_no_verb_leaves_the_lock_held_when_a_loop_of_it_is_broken_off(
+    call: Callable[..., object],
+) -> None:
+    """As below; from 3.12 on a comprehension is a loop where it stands."""
+    store = LocalStore(2)
+    names = [b"%d" % number for number in range(4)]
+    items = [item(name) for name in names]
+    store.take(names, [item.lease for item in items], b"mine", 60_000, [], DEADLINE)
+    for _ in interrupted_in_each_loop(lambda: call(store, names, items)):
+        assert not store._lock.locked()
 
 
 @pytest.mark.parametrize("verb", ["get_many", "set_many", "delete"])

@@ -295,6 +295,7 @@ def test_settings_share_connections_unless_they_connect_in_another_way(name):
     per_cache = {
         "namespace": "other", "schema_version": 2, "ttl": 1.0, "ttl_jitter": 0.0,
         "compress_above_bytes": 1, "entry_secrets": ("s" * 32,),
+        "lock_timeout": 1.0, "max_outage_loads": 1,
     }  # fmt: skip
     per_connection = {
         "max_value_bytes": 1, "max_entries": 1,
@@ -736,6 +737,7 @@ def test_every_setting_that_is_no_endpoint_has_a_variable():
         "tls_ca_certs": "/a", "tls_certfile": "/b", "tls_keyfile": "/c",
         "tls_check_hostname": "no", "tls_verify": "no", "entry_secrets": "s" * 32,
         "cluster": "yes", "cluster_nodes": "other:7000",
+        "lock_timeout": "16", "max_outage_loads": "18",
     }  # fmt: skip
     with_sentinels = {
         "sentinels": "s:26379", "sentinel_master": "m", "sentinel_username": "u",

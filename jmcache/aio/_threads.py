@@ -40,12 +40,14 @@ class Threads:
     thread and no exception from a signal handler can break in two.
     """
 
-    def __init__(self, limit: Callable[[], int]) -> None:
+    def __init__(self, limit: Callable[[], int], name: str = "jmcache-aio") -> None:
         """Start nothing yet.
 
         Args:
             limit: How many threads there may be now. Asked at each call; must be quick.
+            name: What the names of the threads begin with.
         """
+        self._name = name
         self._limit = limit
         self._closed = False
         self._numbers = itertools.count()
@@ -157,7 +159,7 @@ class Threads:
         bells = self._bells
         # Called when this object is gone: a C function, so that no signal handler can run in it.
         me = weakref.ref(self, bells.put)
-        name = f"jmcache-aio_{number}"
+        name = f"{self._name}_{number}"
         try:
             threading.Thread(target=_work, args=(me, bells, number), name=name, daemon=True).start()
         except RuntimeError as error:

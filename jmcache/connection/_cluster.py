@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jmcache.connection._commands import Command
 from jmcache.connection._guide import Guide
 from jmcache.connection._members import Guard, Member, Members, Unguarded
 from jmcache.connection._node import Node
@@ -115,6 +116,14 @@ class Cluster:
                 raise answer
             removed += answer
         return removed
+
+    def ask_each(self, commands: Sequence[Command], deadline: Deadline) -> list[Any]:
+        """Carry out *commands*, at all nodes at the same time, in order for one name.
+
+        Returns:
+            The reply to each, or why there is none.
+        """
+        return self._many([_Errand(*command) for command in commands], deadline)
 
     def ping(self, deadline: Deadline) -> None:
         """Look up who the masters are, and ask all of them; one that is well is enough."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import Any
 
 from jmcache.connection._credentials import Credentials, Pair
@@ -49,9 +50,9 @@ class Connection:
         self._replies = Replies(self._sock.recv)
 
     def exchange(
-        self, packed: bytes, asked: bytes, replies: int, deadline: Deadline, room: int
+        self, packed: bytes, asked: Sequence[bytes], deadline: Deadline, room: int
     ) -> list[Reply]:
-        """Send *packed* and read *replies* replies, each of them the one *asked* for.
+        """Send *packed* and read a reply for each of *asked*, which must be that.
 
         Connects first where that is needed. Error replies are returned. Raises RedisError, or
         what the system raises; then the connection must not be used again.
@@ -65,7 +66,7 @@ class Connection:
         sock.begin(deadline)
         answers.begin(room)
         sock.sendall(packed)
-        return [answers.read(asked) for _ in range(replies)]
+        return [answers.read(one) for one in asked]
 
     # The same in steps, for whoever waits for several connections at a time.
 

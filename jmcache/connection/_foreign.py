@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from redis.retry import Retry
 from jmcache.connection._connection import greeting, judge_greeting
 from jmcache.connection._credentials import Credentials
 from jmcache.connection._replies import Reply
-from jmcache.connection._wire import NUMBER, OK, VALUE, values
+from jmcache.connection._wire import NUMBER, OK, OK_OR_NOTHING, VALUE, values
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisProtocolError
 from jmcache.settings import CacheSettings
@@ -26,7 +27,7 @@ class Foreign:
     ticket: object = None  # the pool's
 
     def exchange(
-        self: Any, packed: bytes, asked: bytes, replies: int, deadline: Deadline, room: int
+        self: Any, packed: bytes, asked: Sequence[bytes], deadline: Deadline, room: int
     ) -> list[Reply]:
         """As Connection.exchange; *deadline* and *room* are beyond such a class."""
         del deadline, room
@@ -34,7 +35,7 @@ class Foreign:
             self.disconnect()
         self.connect()
         self.send_packed_command([packed], check_health=False)
-        return [_read(self, asked) for _ in range(replies)]
+        return [_read(self, one) for one in asked]
 
 
 def made_ours(connection_class: type) -> type:
@@ -84,6 +85,8 @@ def _read(connection: Any, asked: bytes) -> Reply:
 def _is_reply_to(asked: bytes, reply: Reply) -> bool:
     if asked == VALUE:
         return reply is None or type(reply) is bytes
+    if asked == OK_OR_NOTHING:
+        return reply is None or reply == OK[1:]
     if asked == NUMBER:
         return type(reply) is int
     if isinstance(reply, list):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jmcache.connection import _commands
+from jmcache.connection._commands import Command
 from jmcache.connection._credentials import Credentials
 from jmcache.connection._resolver import Resolver
 from jmcache.connection._tls import Tls
@@ -15,6 +18,7 @@ from jmcache.connection._usage import PoolUsage, Tally
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisClosedError, RedisError
 from jmcache.fork import renew_in_child
+from jmcache.store import Found, Item
 
 if TYPE_CHECKING:
     from jmcache.connection._cluster import Cluster
@@ -116,10 +120,94 @@ class RedisConnectionManager:
         refused: list[RedisError | None] = self._carry_out("set_many", items, deadline)
         return refused
 
-    def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
-        """Remove *names*; return how many of them were there."""
-        removed: int = self._carry_out("delete", names, deadline)
-        return removed
+    def delete(
+        self, names: Sequence[bytes], deadline: Deadline, leases: Sequence[bytes] = ()
+    ) -> int:
+        """Void *leases*, then remove *names*; return how many of the names were there."""
+        commands = [*map(_commands.void, leases), *map(_commands.remove, names)]
+        replies = self._each(commands, deadline)
+        _raise_first(replies)
+        return sum(replies[len(leases) :])
+
+    def read(
+        self,
+        names: Sequence[bytes],
+        counters: Sequence[bytes],
+        leases: Sequence[bytes],
+        deadline: Deadline,
+    ) -> Found:
+        """See Store.read."""
+        wanted = [*names, *leases, *counters]
+        if len(names) > 1:
+            found = list(self.get_many(wanted, deadline))
+        else:  # each for itself: GET tells a name of another type from none, MGET does not
+            found = self._each([*map(_commands.get, wanted)], deadline)
+            _raise_first(found[: len(names)])
+        return _found(found, len(names), len(leases))
+
+    def write(
+        self, items: Sequence[Item], counters: Sequence[bytes], deadline: Deadline
+    ) -> tuple[list[RedisError | None], list[bytes | None]]:
+        """See Store.write."""
+        commands = [_commands.void(item.lease) for item in items]
+        commands += map(_commands.store, items)
+        commands += map(_commands.get, counters)
+        count = len(items)
+        replies = self._each(commands, deadline)
+        return (
+            [reply if isinstance(reply, RedisError) else None for reply in replies[count:][:count]],
+            [None if isinstance(reply, RedisError) else reply for reply in replies[2 * count :]],
+        )
+
+    def take(
+        self,
+        names: Sequence[bytes],
+        leases: Sequence[bytes],
+        token: bytes,
+        lease_ms: int,
+        counters: Sequence[bytes],
+        deadline: Deadline,
+        *,
+        steal: bool = False,
+    ) -> tuple[list[bool], Found]:
+        """See Store.take."""
+        commands = [_commands.take(lease, token, lease_ms, steal=steal) for lease in leases]
+        commands += map(_commands.get, (*names, *leases, *counters))
+        replies = self._each(commands, deadline)
+        taken, found = replies[: len(leases)], replies[len(leases) :]
+        _raise_first(taken)
+        return [reply is not None for reply in taken], _found(found, len(names), len(leases))
+
+    def write_held(self, items: Sequence[Item], token: bytes, deadline: Deadline) -> list[bool]:
+        """See Store.write_held."""
+        replies = self._each([_commands.store_held(item, token) for item in items], deadline)
+        if all([isinstance(reply, RedisError) for reply in replies]):
+            _raise_first(replies)
+        return [reply == 1 for reply in replies]
+
+    def free(self, leases: Sequence[bytes], token: bytes, cool_ms: int, deadline: Deadline) -> None:
+        """See Store.free."""
+        commands = [_commands.free(lease, token, cool_ms) for lease in leases]
+        _raise_first(self._each(commands, deadline))
+
+    def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
+        """See Store.move."""
+        now_us = int(self.now() * 1e6)
+        commands: list[Command] = []
+        for counter in counters:
+            commands += (_commands.seed(counter, now_us), _commands.count_up(counter))
+            commands += (_commands.keep(counter),)
+        _raise_first(self._each(commands, deadline))
+
+    def seed(self, counters: Sequence[bytes], deadline: Deadline) -> None:
+        """See Store.seed."""
+        now_us = int(self.now() * 1e6)
+        commands = [_commands.seed(counter, now_us) for counter in counters]
+        _raise_first(self._each(commands, deadline))
+
+    def _each(self, commands: Sequence[Command], deadline: Deadline) -> list[Any]:
+        replies: list[Any] = self._carry_out("ask_each", commands, deadline)
+        return replies
 
     def ping(self, deadline: Deadline) -> None:
         """Ask for a sign of life. A server that forbids PING has given one."""
@@ -151,6 +239,10 @@ class RedisConnectionManager:
             self._close_former()
             if self._closed:  # meanwhile, perhaps before there was a new one to close
                 self._server.close()
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
 
     def drop_connections(self) -> None:
         """Close idle connections now and the others after their exchange; new ones come lazily."""
@@ -288,6 +380,24 @@ class RedisConnectionManager:
             value_bytes=settings.max_value_bytes,
             operation_s=settings.operation_timeout,
         )
+
+
+def _found(replies: Sequence[Any], names: int, leases: int) -> Found:
+    """Return *replies*, of so many names and leases, and of counters, as Found."""
+    counters = replies[names + leases :]
+    _raise_first(counters)  # without them nothing can be said of the blobs
+    holders = replies[names : names + leases]
+    return Found(
+        replies[:names],
+        counters,
+        [None if isinstance(reply, RedisError) else reply for reply in holders],
+    )
+
+
+def _raise_first(replies: Sequence[Any]) -> None:
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            raise reply
 
 
 def _native(settings: CacheSettings, credentials: Credentials) -> tuple[type, dict[str, Any]]:

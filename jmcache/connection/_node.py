@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jmcache.connection._commands import Command
 from jmcache.connection._pool import Pool
 from jmcache.connection._translate import ABSORBED, is_foreign, translate
 from jmcache.connection._usage import PoolUsage, Tally
@@ -111,7 +112,7 @@ class Node:
         if not items:
             return []
         packed = b"".join([pack_set(*item) for item in items])
-        replies = self._exchange(packed, OK, len(items), deadline)
+        replies = self._exchange(packed, (OK,) * len(items), deadline)
         return [
             self.suspect(translate(reply)) if isinstance(reply, Exception) else None
             for reply in replies
@@ -121,6 +122,20 @@ class Node:
         """Remove *names*; return how many of them were there."""
         removed: int = self.ask(pack(b"UNLINK", *names), NUMBER, deadline) if names else 0
         return removed
+
+    def ask_each(self, commands: Sequence[Command], deadline: Deadline) -> list[Any]:
+        """Carry out *commands* in one round trip; return the reply to each, or why there is none.
+
+        Raises RedisError when the server did not answer.
+        """
+        if not commands:
+            return []
+        packed = b"".join([command.packed for command in commands])
+        asked = [command.asked for command in commands]
+        return [
+            self.suspect(translate(reply)) if isinstance(reply, Exception) else reply
+            for reply in self._exchange(packed, asked, deadline, len(commands))
+        ]
 
     def ping(self, deadline: Deadline) -> None:
         """Ask for a sign of life. A server that forbids PING has given one."""
@@ -156,13 +171,13 @@ class Node:
 
     def ask(self, packed: bytes, asked: bytes, deadline: Deadline, count: int = 1) -> Any:
         """Return the reply to one command; *asked* as _wire says, with *count* values in it."""
-        reply = self._exchange(packed, asked, 1, deadline, count)[0]
+        [reply] = self._exchange(packed, (asked,), deadline, count)
         if isinstance(reply, Exception):
             raise self.suspect(translate(reply)) from reply
         return reply
 
     def _exchange(
-        self, packed: bytes, asked: bytes, replies: int, deadline: Deadline, count: int = 1
+        self, packed: bytes, asked: Sequence[bytes], deadline: Deadline, count: int = 1
     ) -> list[Any]:
         pool = self._pool
         loan: list[Any] = []
@@ -175,7 +190,7 @@ class Node:
                     clean = True
                     raise RedisTimeoutError("the deadline is over")
                 answers: list[Any] = loan[0].exchange(
-                    packed, asked, replies, deadline, count * self.value_room
+                    packed, asked, deadline, count * self.value_room
                 )
                 clean = True
             finally:

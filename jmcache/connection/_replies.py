@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from jmcache.connection._wire import NUMBER, TREE, VALUE
+from jmcache.connection._wire import NUMBER, OK, OK_OR_NOTHING, TREE, VALUE
 from jmcache.errors import RedisConnectionError, RedisCorruptEntryError, RedisProtocolError
 
 Reply = bytes | int | list[Any] | redis.ResponseError | None
@@ -61,7 +61,7 @@ class Replies:
             RedisCorruptEntryError: There is no room for its values; reason "too_large".
             RedisConnectionError: It ended before it was whole; reason "eof".
         """
-        head = self._head(asked[:1])
+        head = self._head(asked if asked == OK_OR_NOTHING else asked[:1])
         if head[0] == _ERROR:
             return redis.ResponseError(_without_arguments(head))
         if asked == VALUE:
@@ -70,6 +70,8 @@ class Replies:
             return _number(head)
         if asked == TREE:
             return self._tree(head, _DEEPEST)
+        if asked == OK_OR_NOTHING:
+            return _ok_or_nothing(head)
         if head != asked:
             raise _out_of_step()
         if head[0] == _LIST:
@@ -132,6 +134,12 @@ class Replies:
         if not data:
             raise RedisConnectionError("Redis closed the connection", reason="eof")
         return data
+
+
+def _ok_or_nothing(head: bytes) -> bytes | None:
+    if head not in (OK, b"$-1"):
+        raise _out_of_step()
+    return head[1:] if head == OK else None
 
 
 def _number(head: bytes) -> int:

@@ -12,6 +12,7 @@ NUMBER = b":"
 OK = b"+OK"
 PONG = b"+PONG"
 
+OK_OR_NOTHING = b"+$"
 TREE = b"*"  # a list of texts, numbers and such lists
 
 PING = b"*1\r\n$4\r\nPING\r\n"

@@ -5,6 +5,7 @@ redis.cache.set .delete .exists ...          counters: operations carried out
 redis.cache.get_latency .set_latency ...     timings, seconds
 redis.error                                  counter: Redis gave no answer, or a corrupt one
 redis.retry                                  counter
+redis.cache.load .coalesced .refresh ...     counters: what computing values led to
 redis.circuit_breaker.skip                   counter: Redis was not asked
 redis.circuit_breaker.opened .closed         counters: outages begun and ended
 redis.circuit_breaker.state                  gauge: 0 closed, 1 half-open, 2 open
@@ -102,6 +103,11 @@ def report_retry(namespace: str, reason: str, sink: Metrics) -> None:
     """Tell *sink* of one attempt that is made again because of *reason*."""
     labels = MappingProxyType({"namespace": namespace, "reason": reason})
     sink.increment("redis.retry", 1, labels)
+
+
+def report_event(namespace: str, event: str, sink: Metrics) -> None:
+    """Tell *sink* of one thing that happened while a value was computed."""
+    sink.increment(f"redis.cache.{event}", 1, MappingProxyType({"namespace": namespace}))
 
 
 def report_transition(namespace: str, before: str, after: str, reason: str, sink: Metrics) -> None:

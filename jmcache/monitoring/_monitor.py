@@ -15,6 +15,7 @@ from jmcache.monitoring._delivery import Delivery
 from jmcache.monitoring._metrics import (
     Metrics,
     report_bundle,
+    report_event,
     report_operation,
     report_retry,
     report_transition,
@@ -70,6 +71,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._cells: dict[Slot, _Cell] = {}  # guarded by _lock
         self._retries = 0  # guarded by _lock
+        self._events: dict[str, int] = {}  # guarded by _lock
         self._throttle = _Throttle(QUIET_S, LINES)  # guarded by _lock
         self._rare = _Throttle(RARE_QUIET_S, RARE_LINES)  # guarded by _lock
         self._known_digests: OrderedDict[str, None] = OrderedDict()  # guarded by _lock
@@ -136,6 +138,13 @@ class Monitor:
             self._retries += 1
         if self._delivery is not None:
             self._delivery.put(partial(report_retry, self._namespace, error.reason))
+
+    def note(self, event: str) -> None:
+        """Count one of the things that happen while values are computed, such as "load"."""
+        with self._lock:
+            self._events[event] = self._events.get(event, 0) + 1
+        if self._delivery is not None:
+            self._delivery.put(partial(report_event, self._namespace, event))
 
     def on_change(self, transition: Transition) -> None:
         """Tell the sinks that the circuit breaker changed its state."""
@@ -238,10 +247,12 @@ class Monitor:
         with self._lock:
             cells = self._copy()
             retries = self._retries
+            events = self._events.copy()
         delivery = self._delivery
         return summarize(
             cells,
             retries=retries,
+            events=events,
             sink_errors=0 if delivery is None else delivery.sink_errors,
             dropped=0 if delivery is None else delivery.dropped,
         )

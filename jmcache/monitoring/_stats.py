@@ -53,6 +53,7 @@ class CacheStats:
         operations: (operation, outcome, reason) -> how many; a bundle counts once a key.
         latency: operation -> how long it took.
         retries: Attempts made again.
+        events: What computing values led to, by word, such as "load", "coalesced", "refresh".
         sink_errors: Measurements that a sink failed to take.
         dropped: Measurements that no sink got, because they came faster than sinks take them, or
             there was no thread to hand them over.
@@ -71,6 +72,7 @@ class CacheStats:
     operations: Mapping[tuple[str, str, str], int]
     latency: Mapping[str, LatencySummary]
     retries: int
+    events: Mapping[str, int]
     sink_errors: int
     dropped: int
 
@@ -83,6 +85,7 @@ class CacheStats:
             {"operation": operation, "outcome": outcome, "reason": reason, "count": count}
             for (operation, outcome, reason), count in self.operations.items()
         ]
+        plain["events"] = dict(self.events)
         plain["latency"] = {
             operation: dataclasses.asdict(summary) for operation, summary in self.latency.items()
         }
@@ -103,7 +106,12 @@ class CacheStats:
 
 
 def summarize(
-    cells: Mapping[Slot, tuple[int, float]], *, retries: int, sink_errors: int, dropped: int
+    cells: Mapping[Slot, tuple[int, float]],
+    *,
+    retries: int,
+    events: Mapping[str, int],
+    sink_errors: int,
+    dropped: int,
 ) -> CacheStats:
     """Build the stats from the count and the longest latency (seconds) of each slot."""
     operations: dict[tuple[str, str, str], int] = {}
@@ -140,6 +148,7 @@ def summarize(
             {name: _latency(buckets[name], longest[name]) for name in buckets}
         ),
         retries=retries,
+        events=MappingProxyType(dict(events)),
         sink_errors=sink_errors,
         dropped=dropped,
     )

@@ -56,6 +56,8 @@ _PER_CACHE = (
     "ttl_jitter",
     "compress_above_bytes",
     "entry_secrets",
+    "lock_timeout",
+    "max_outage_loads",
 )
 _TTL = Seconds(TEN_YEARS_S)
 
@@ -154,6 +156,10 @@ class CacheSettings:
             is accepted. Each of 32 characters or more; kept like *password*. How to change them
             is in docs/security.md.
         max_entries: Entries of a cache in *memory*, 1 or more.
+        lock_timeout: Seconds for which one load may hold off others at most, and the longest that
+            those wait for it; above 0, at most a day.
+        max_outage_loads: Loads that may run at one time in a process while Redis is away, for
+            each namespace, 1 or more.
 
     Raises:
         RedisConfigurationError: A setting cannot work. A ValueError too.
@@ -200,6 +206,8 @@ class CacheSettings:
     compress_above_bytes: int = 16_384
     entry_secrets: tuple[str, ...] = field(default=(), repr=False)
     max_entries: int = 1_000
+    lock_timeout: float = 10.0
+    max_outage_loads: int = 32
 
     def __post_init__(self) -> None:
         for name in RULES:

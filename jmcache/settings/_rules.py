@@ -361,6 +361,8 @@ RULES: Mapping[str, Rule] = {
     "compress_above_bytes": Whole(0),
     "entry_secrets": Secrets(),
     "max_entries": Whole(1),
+    "lock_timeout": Seconds(_ONE_DAY_S),
+    "max_outage_loads": Whole(1),
 }
 
 

@@ -1,0 +1,117 @@
+"""Takes the steps of a computation on an event loop, without holding the loop up."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import weakref
+from functools import partial
+from typing import Any, TypeVar
+
+from jmcache.aio._threads import Call, Threads
+from jmcache.cache import Ask, Cache, Join, Pause, RedisCache, Step, Steps, loading
+from jmcache.deadline import Deadline
+from jmcache.flight import Flight
+
+T = TypeVar("T")
+
+_NO_LIMIT_S = 10 * 86_400.0
+_LOADER_THREADS = 32  # for loaders that are plain functions: theirs, so that they hold up no call
+_TASKS = 256  # computations in the background of one loop; more are skipped or taken by the caller
+
+
+class Driver:
+    """For one adapter; bound to no loop."""
+
+    def __init__(self, cache: Cache, threads: Threads) -> None:
+        self._cache = cache
+        self._threads = threads
+        self._loaders = Threads(lambda: _LOADER_THREADS, "jmcache-load")
+        self._tasks: set[asyncio.Task[Any]] = set()  # a loop knows its tasks only weakly
+
+    def close(self) -> None:
+        """Let the threads of loaders end; waits for none."""
+        self._loaders.close()
+
+    async def take_all(self, steps: Steps[T]) -> T:
+        """Take all *steps*, and return what they lead to."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = await self._take(step)
+                except BaseException as error:  # noqa: BLE001 - goes on in the generator
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            steps.close()
+
+    def spawn(self, steps: Steps[Any], *, awaited: bool = False) -> bool:  # noqa: ARG002 - the same
+        """Take *steps* in a task of this loop; False when there are too many."""
+        if len(self._tasks) >= _TASKS:
+            return False
+        task = asyncio.get_running_loop().create_task(self.take_all(steps))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _take(self, step: Step) -> Any:
+        if isinstance(step, Ask):
+            if self._cache.answers_at_once:
+                # Should the breaker let this one through after all, it must wait for nothing.
+                over = isinstance(self._cache, RedisCache)
+                return step.work(Deadline.over() if over else step.deadline)
+            return await _done(
+                self._threads.begin(partial(step.work, step.deadline), step.deadline)
+            )
+        if isinstance(step, Join):
+            return await _join(step.flight, step.seconds)
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        before = loading.set(loading.get().union(step.names))
+        try:
+            if getattr(step.loader, "is_async", False):
+                loaded = step.loader(step.looks)
+            else:
+                # As long as it takes: whoever waits for it has a limit.
+                work = partial(step.loader, step.looks)
+                loaded = await _done(self._loaders.begin(work, Deadline(_NO_LIMIT_S)))
+            return await loaded if inspect.isawaitable(loaded) else loaded
+        finally:
+            loading.reset(before)
+
+
+async def _done(call: Call[T]) -> T:
+    await call.ended()
+    if call.refused is not None:
+        raise call.refused
+    return call.result()
+
+
+async def _join(flight: Flight, seconds: float) -> bool:
+    loop = asyncio.get_running_loop()
+    bell = loop.create_future()
+    flight.when_ended(partial(_ring, loop, weakref.ref(bell)))
+    try:
+        async with asyncio.timeout(seconds):
+            await bell
+    except TimeoutError:
+        pass
+    return flight.ended
+
+
+def _ring(loop: asyncio.AbstractEventLoop, bell: weakref.ref[asyncio.Future[None]]) -> None:
+    try:
+        loop.call_soon_threadsafe(_wake, bell)
+    except RuntimeError:
+        pass  # the loop is closed, and nobody waits there
+
+
+def _wake(bell: weakref.ref[asyncio.Future[None]]) -> None:
+    future = bell()
+    if future is not None and not future.done():
+        future.set_result(None)

@@ -1,0 +1,49 @@
+"""A cache: its verbs, the order of the stops below them, and how a value is computed through it.
+
+_cache    the verbs
+_redis    the cache in Redis
+_local    the cache in this process
+_stops    the order of the stops; only it knows them
+_look     what a look finds
+_cached   functions whose results are cached
+_compute  values from the cache, or computed once and kept
+_lead     the one who computes
+_loaders  how the caller's loader is called
+_plan     what a computation is asked for
+_steps    what it may wait for
+_guard    how many may compute while Redis is away
+"""
+
+from jmcache.cache._cache import NO_DEFAULT, Cache, Timeout
+from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, decorator
+from jmcache.cache._loaders import LoadContext, load_context
+from jmcache.cache._local import LocalCache
+from jmcache.cache._plan import FunctionOptions, Options, Plan
+from jmcache.cache._redis import RedisCache
+from jmcache.cache._steps import Ask, Join, Load, Pause, Step, Steps, loading
+from jmcache.cache._stops import Validate
+
+__all__ = [
+    "NO_DEFAULT",
+    "Ask",
+    "Cache",
+    "CachedFunction",
+    "FunctionOptions",
+    "Join",
+    "KeySpec",
+    "Load",
+    "LoadContext",
+    "LocalCache",
+    "Options",
+    "Pause",
+    "Plan",
+    "RedisCache",
+    "Step",
+    "Steps",
+    "TagsSpec",
+    "Timeout",
+    "Validate",
+    "decorator",
+    "load_context",
+    "loading",
+]

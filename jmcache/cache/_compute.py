@@ -1,0 +1,318 @@
+"""Values from the cache, or computed once and kept: one look, and what it leads to.
+
+    look ──▶ fresh ──────────────────────────────────────────▶ value
+      │ stale, within stale_ttl ──▶ one refreshes it meanwhile ▶ old value
+      ▼ nothing of use
+    flight ──▶ this process loads it already: wait for that ──▶ its value
+      ▼ nobody does
+    lead, see _lead ──────────────────────────────────────────▶ value
+
+One key or many: each has its flight and its lease, so computations of one and of many wait for each
+other, and what is missing is loaded in one call.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Protocol
+
+from jmcache.cache._lead import (
+    HOLDERS,
+    Asking,
+    Landed,
+    Lead,
+    Looks,
+    Mark,
+    Order,
+    Results,
+    Workshop,
+)
+from jmcache.cache._look import Key, Look
+from jmcache.cache._plan import is_limit
+from jmcache.cache._steps import Join, Load, Steps, loading
+from jmcache.deadline import Deadline
+from jmcache.errors import LoaderTimeoutError
+from jmcache.flight import Flight
+from jmcache.outcome import Outcome
+
+_XFETCH_BETA = 1.0
+_NO_LIMIT_S = 10 * 86_400.0
+
+
+class Spawn(Protocol):
+    """Takes steps in the background; False when it cannot."""
+
+    def __call__(self, steps: Steps[Any], *, awaited: bool = False) -> bool:
+        """Begin; *awaited* says that somebody waits for them."""
+
+
+class Computation:
+    """One call of get_or_set or get_or_set_many. For one thread or task."""
+
+    def __init__(
+        self,
+        shop: Workshop,
+        order: Order,
+        spawn: Spawn,
+        refresher: Callable[[], object] | None = None,
+        *,
+        detached: bool = False,
+    ) -> None:
+        """Prepare; nothing is done yet.
+
+        Args:
+            spawn: Where steps are taken in the background.
+            refresher: Has a stale value refreshed elsewhere, in place of *spawn*.
+            detached: Lead in the background, so that a load outlives its caller.
+        """
+        self._shop = shop
+        self._order = order
+        self._plan = order.plan
+        self._spawn = spawn
+        self._refresher = refresher
+        self._detached = detached
+        self._asking = Asking(shop, order)
+        self._began = 0.0  # by time.monotonic
+
+    def steps(self, keys: tuple[Key, ...]) -> Steps[Results]:
+        """Look, and compute what is needed; return what there is, by key."""
+        plan = self._plan
+        self._began = time.monotonic()
+        own = loading.get()
+        blank: Looks = dict.fromkeys(keys, Look(Outcome.MISS))
+        if own and not own.isdisjoint([key.name for key in keys]):
+            # The loader asks for what it is loading: it would wait for itself.
+            loaded = yield Load(self._order.loader, blank, tuple([key.name for key in keys]))
+            return {k: Landed(v, None, Outcome.MISS) for k, v in loaded.values.items()}
+        looks = blank if plan.write_only else (yield from self._asking.look(keys))
+        results: Results = {}
+        stale: Looks = {}
+        missing: Looks = {}
+        for key, look in looks.items():
+            if plan.force or not look.is_there or look.over_s > plan.stale_ttl:
+                missing[key] = look
+                continue
+            results[key] = Landed.of(look)
+            if look.holder is None and (look.outcome is Outcome.STALE or self._is_early(look)):
+                stale[key] = look  # else somebody refreshes it already, or it failed just now
+        if stale:
+            yield from self._refresh_soon(stale)
+        if missing:
+            results |= yield from self._fly(missing)
+        return results
+
+    # Flights ------------------------------------------------------------------------------------
+
+    def _fly(self, missing: Looks) -> Steps[Results]:
+        until, turns = Deadline(self._plan.lock_timeout), HOLDERS
+        mine: dict[Key, Flight] = {}
+        late: dict[Key, Flight] = {}  # waited for long enough
+        waited_for: set[bytes] = set()  # those who hold the leases for them
+        results: Results = {}
+        try:
+            while missing:
+                joined = self._board(missing, mine, late)
+                if mine:
+                    looks = {key: missing[key] for key in mine}
+                    results |= yield from self._lead(mine, looks, waited_for)
+                again: list[Key] = []
+                for key, (flight, mark) in joined.items():
+                    self._shop.note("coalesced")
+                    yield Join(flight, until.remaining())
+                    landed = _landed(flight, self._began)
+                    if landed is not None:
+                        results[key] = yield from self._share(landed)
+                        continue
+                    if flight.error is not None:
+                        raise flight.error
+                    if not flight.ended:
+                        if turns:
+                            until = Deadline(self._plan.lock_timeout)  # for whoever loads now
+                            turns -= 1
+                        if flight.mark is mark:  # else its load has only begun
+                            late[key] = flight
+                            waited_for |= {
+                                h for h in (mark and mark.holder, missing[key].holder) if h
+                            }
+                    again.append(key)  # or its leader gave up, or saw what was deleted since
+                missing = {}
+                for key, look in ((yield from self._asking.look(again)) if again else {}).items():
+                    if look.outcome is Outcome.HIT and not self._plan.computes_anyway:
+                        results[key] = Landed.of(look)
+                    else:
+                        missing[key] = look
+            return results
+        finally:
+            self._leave(mine)
+
+    def _board(
+        self, looks: Looks, mine: dict[Key, Flight], late: dict[Key, Flight]
+    ) -> dict[Key, tuple[Flight, Mark | None]]:
+        """Lead the flights that nobody else does, or that are of no use; return the others."""
+        flights = self._shop.flights
+        self._leave(mine)
+        joined: dict[Key, tuple[Flight, Mark | None]] = {}
+        for key, look in looks.items():
+            mine[key] = Flight()  # known before it is anybody's
+            flight = flights.board(key.name, mine[key])
+            if flight is mine[key]:
+                continue
+            if (
+                self._plan.computes_anyway
+                or flight is late.get(key)
+                or not _serves(flight, look, self._began)
+            ):
+                flights.replace(key.name, mine[key])
+            else:
+                del mine[key]
+                joined[key] = flight, flight.mark
+        return joined
+
+    def _leave(self, mine: dict[Key, Flight]) -> None:
+        while mine:
+            key = next(iter(mine))
+            self._shop.flights.leave(key.name, mine[key])
+            del mine[key]
+
+    def _lead(
+        self, mine: dict[Key, Flight], looks: Looks, waited_for: Iterable[bytes]
+    ) -> Steps[Results]:
+        plan = self._plan
+        fallback = all([self._is_fallback(look) for look in looks.values()])
+        limits = [plan.loader_timeout, plan.soft_timeout if fallback else None]
+        limit_s = min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
+        flights = dict(mine)
+        seen = limit_s == _NO_LIMIT_S and not self._detached
+        if seen or not self._spawn(self._lead_unseen(dict(mine), looks, waited_for), awaited=True):
+            lead = Lead(self._shop, self._order, mine)
+            return (yield from lead.steps(looks, waited_for=waited_for))
+        mine.clear()  # they are led, and left, in the background
+        until = Deadline(limit_s)
+        results: Results = {}
+        for key, flight in flights.items():
+            if not (yield Join(flight, until.remaining())):
+                self._shop.note("loader_timeout")
+                if not fallback:
+                    raise LoaderTimeoutError(
+                        f"loader_timeout: no value after {limit_s} s; the load goes on"
+                    )
+                results[key] = Landed.of(looks[key], Outcome.STALE)
+            elif flight.error is not None:
+                raise flight.error
+            elif flight.result is not None:
+                results[key] = flight.result[0]  # loaded for this caller: the others get copies
+        return results
+
+    def _lead_unseen(
+        self, mine: dict[Key, Flight], looks: Looks, waited_for: Iterable[bytes]
+    ) -> Steps[None]:
+        """Lead in the background, for whoever waits or comes later."""
+        try:
+            lead = Lead(self._shop, self._order, mine)
+            yield from lead.steps(looks, waited_for=waited_for)
+        except Exception as error:
+            if is_limit(error):
+                raise
+            self._shop.note("load_failed")  # whoever waits is told by the flight
+        finally:
+            self._leave(mine)
+
+    def _share(self, landed: Landed) -> Steps[Landed]:
+        """Return a copy for one more caller."""
+        if landed.body is None:
+            return landed
+        copy = yield from self._asking.compute(partial(self._shop.stops.copy, landed.body))
+        return landed._replace(value=copy)
+
+    # Refreshing ---------------------------------------------------------------------------------
+
+    def _refresh_soon(self, stale: Looks) -> Steps[None]:
+        """See to it that somebody refreshes the values, without waiting for that."""
+        steps = self._refresh(stale) if self._refresher is None else self._pass_on(stale)
+        if self._plan.refresh == "inline":
+            yield from steps
+        elif not self._spawn(steps):
+            self._shop.note("refresh_skipped")
+
+    def _pass_on(self, stale: Looks) -> Steps[None]:
+        """Have the values refreshed elsewhere, if nobody else was asked to within lock_timeout."""
+        refresher = self._refresher
+        lead = Lead(self._shop, self._order, {})
+        try:
+            if refresher is not None and (yield from lead.reserve(stale)):
+                self._shop.note("refresh")
+                yield Load(lambda _: refresher(), stale, ())
+        except Exception as error:
+            lead.give_back(stale)
+            if is_limit(error):
+                raise
+            self._shop.note("refresh_failed")
+
+    def _refresh(self, stale: Looks) -> Steps[None]:
+        """Be the one who refreshes the values, if nobody is yet."""
+        mine: dict[Key, Flight] = {}
+        try:
+            for key in stale:
+                mine[key] = Flight()
+                if self._shop.flights.board(key.name, mine[key]) is not mine[key]:
+                    del mine[key]
+            if mine:
+                looks = {key: stale[key] for key in mine}
+                self._shop.note("refresh")
+                yield from Lead(self._shop, self._order, mine).steps(looks, wait=False)
+        except Exception as error:
+            if is_limit(error):
+                raise
+            self._shop.note("refresh_failed")
+        finally:
+            self._leave(mine)
+
+    def _is_fallback(self, look: Look) -> bool:
+        return look.is_there and look.over_s <= self._plan.after_s
+
+    def _is_early(self, look: Look) -> bool:
+        """Is a value that is still fresh to be refreshed?
+
+        XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede
+        Prevention", PVLDB 2015.
+        """
+        early = self._plan.early_refresh
+        if early is None:
+            return False
+        ttl_s = look.ttl_s if math.isfinite(look.ttl_s) else self._plan.ttl
+        age_s = look.age_s or 0.0
+        if early == "xfetch":
+            ahead_s = -look.load_cost_s * _XFETCH_BETA * math.log(1.0 - random.random())
+            return age_s + ahead_s >= ttl_s
+        return age_s >= early * ttl_s
+
+
+def _serves(flight: Flight, look: Look, began: float) -> bool:
+    """Is *flight* of use to a call that *began* then and has just seen *look*?
+
+    Not if its load began before a delete or an invalidation that was over by then.
+    """
+    if flight.result is not None and _landed(flight, began) is None:
+        return False
+    mark: Mark | None = flight.mark
+    return (
+        mark is None
+        or mark.at >= began
+        or not look.reached
+        or (mark.holder, mark.generation) == (look.holder, look.generation)
+    )
+
+
+def _landed(flight: Flight, began: float) -> Landed | None:
+    """Return what *flight* brought, if a call may have it that *began* then.
+
+    What its leader found in the store may have been deleted since, unless it asked later.
+    """
+    if flight.result is None:
+        return None
+    landed: Landed = flight.result[0]
+    return landed if landed.asked_at >= began else None

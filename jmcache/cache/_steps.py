@@ -1,0 +1,98 @@
+"""What a computation may have to wait for, and how a thread does so.
+
+A computation is written once, as a generator of steps. A thread takes each step where it stands
+(`run`); on an event loop, `jmcache.aio` takes the same steps without holding up the loop. Whatever
+ends the taking, an exception of a signal handler too, closes the generator, whose `finally` clauses
+leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from jmcache.deadline import Deadline
+from jmcache.flight import Flight
+
+T = TypeVar("T")
+
+# The names this thread or task, or whoever it works for, is loading: a loader that asks for its
+# own key is let through instead of waiting for itself.
+loading: contextvars.ContextVar[frozenset[bytes]] = contextvars.ContextVar(
+    "jmcache_loading", default=frozenset()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Do what may wait for Redis until *deadline*, or keep the processor busy."""
+
+    work: Callable[[Deadline], Any]
+    deadline: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Wait until *flight* has ended; the answer is whether it has."""
+
+    flight: Flight
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait for a moment."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Call the loader with *looks*, as one that loads *names*."""
+
+    loader: Callable[[Any], Any]
+    looks: Any
+    names: tuple[bytes, ...]
+
+
+Step = Ask | Join | Pause | Load
+Steps = Generator[Step, Any, T]
+
+
+def run(steps: Steps[T]) -> T:
+    """Take all *steps* on the calling thread, and return what they lead to."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = _take(step)
+            except BaseException as error:  # noqa: BLE001 - goes on in the generator
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        steps.close()
+
+
+def _take(step: Step) -> Any:
+    if isinstance(step, Ask):
+        return step.work(step.deadline)
+    if isinstance(step, Join):
+        return step.seconds > 0.0 and step.flight.wait(Deadline(step.seconds))
+    if isinstance(step, Pause):
+        return time.sleep(step.seconds)
+    before = loading.set(loading.get().union(step.names))
+    try:
+        loaded = step.loader(step.looks)
+    finally:
+        loading.reset(before)
+    if inspect.isawaitable(loaded):
+        raise TypeError("loader: what it returns has to be awaited; use AsyncRedisCache")
+    return loaded

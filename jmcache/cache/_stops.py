@@ -1,0 +1,505 @@
+"""The order of the stops. Only this module knows it.
+
+read    key ─▶ name ─▶ retry ─▶ circuit breaker ─▶ connection ─▶ Redis
+        value ◀─ validity ◀─ serialization ◀─ envelope ◀─ blob ─────┘
+write   the same, mirrored
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from jmcache.cache._look import Kept, Key, Look
+from jmcache.circuit_breaker import CircuitBreaker
+from jmcache.deadline import Deadline
+from jmcache.envelope import Entry, Envelope
+from jmcache.errors import (
+    RedisCircuitBreakerOpenError,
+    RedisClosedError,
+    RedisCorruptEntryError,
+    RedisError,
+    RedisHurriedError,
+    RedisNotServedError,
+    RedisSerializationError,
+    RedisWriteRefusedError,
+)
+from jmcache.health import HealthThread
+from jmcache.invalidation import Journal, generation_of, read_counter
+from jmcache.keys import KeySpace, digest_text
+from jmcache.monitoring import Monitor, OutageLog
+from jmcache.outcome import Outcome
+from jmcache.retry import Retry
+from jmcache.serialization import RedisSerializer
+from jmcache.settings import CacheSettings
+from jmcache.store import Found, Item, Store
+
+T = TypeVar("T")
+Validate = Callable[[Any], object] | type | Any
+Counters = dict[bytes, int | None]
+
+# What a validator raises to say no. Anything else it raises is the caller's business.
+_NO = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+
+class Stops:
+    """Every stop of one cache, in order. Thread-safe; raises RedisError when an operation fails."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: CacheSettings,
+        *,
+        monitor: Monitor,
+        journal: Journal,
+        serializer: RedisSerializer | None = None,
+        validate: Validate | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.monitor = monitor
+        self.journal = journal
+        self.keys = KeySpace(settings.namespace, settings.schema_version)
+        self._serializer = serializer or RedisSerializer(max_bytes=settings.max_value_bytes)
+        self._envelope = Envelope(
+            max_body_bytes=settings.max_value_bytes,
+            compress_above_bytes=settings.compress_above_bytes,
+            secrets=settings.entry_secrets,
+            now=now,
+        )
+        self._validate = validate
+        self._now = now
+        self._space = self.keys.space_counter
+        self._generation: int | None = None  # of the namespace, when it was seen last
+        self.closed = False
+
+    # What may wait ------------------------------------------------------------------------------
+
+    def ask(self, verb: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Carry out a verb of the store; its last argument is the deadline."""
+        return verb(*args, **options)
+
+    def ask_to_write(self, verb: Callable[..., T], *args: Any, **options: Any) -> T:
+        """The same, for one that stores something."""
+        return self.ask(verb, *args, **options)
+
+    @property
+    def answers_at_once(self) -> bool:
+        """True when an operation would not wait for anything outside this process right now."""
+        return True
+
+    def check_usable(self) -> None:
+        """Raise what an operation ends with before it began, so that none waits or works for it."""
+        if self.closed:
+            raise RedisClosedError("the cache is closed")
+
+    def ring(self) -> None:
+        """Have what is owed told as soon as it can be."""
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def look(
+        self,
+        keys: Sequence[Key],
+        deadline: Deadline,
+        *,
+        validate: Validate | None = None,
+        tags: tuple[str, ...] = (),
+        holders: bool = False,
+        decode: bool = True,
+    ) -> list[Look]:
+        """Look at *keys*: one round trip, and one more if an entry has tags besides *tags*."""
+        names = [key.name for key in keys]
+        counters = (self._space, *map(self.keys.tag_counter, tags))
+        leases = [key.lease for key in keys] if holders else ()
+        asked_at = time.monotonic()
+        found = self.ask(self.store.read, names, counters, leases, deadline)
+        return self._judge(keys, found, asked_at, counters, deadline, validate, decode)
+
+    def _judge(
+        self,
+        keys: Sequence[Key],
+        found: Found,
+        asked_at: float,
+        counters: Sequence[bytes],
+        deadline: Deadline,
+        validate: Validate | None = None,
+        decode: bool = True,
+    ) -> list[Look]:
+        """Say what *found* means for each of *keys*."""
+        known: Counters = dict(zip(counters, map(read_counter, found.counters), strict=True))
+        self._generation = known[self._space]
+        generation = generation_of(known.values())
+        holders = found.holders or (None,) * len(keys)
+        entries = [self._unseal(key, blob) for key, blob in zip(keys, found.blobs, strict=True)]
+        self._learn_tags(entries, known, deadline)
+        looks = []
+        corrupt = {}
+        for key, blob, entry, holder in zip(keys, found.blobs, entries, holders, strict=True):
+            try:
+                look = self._weigh(key, entry, known, deadline, validate, decode)
+            except RedisError as error:
+                look = Look(error.outcome, error.reason, reached=error is not blob)
+                corrupt[key] = error
+            look = look._replace(holder=holder, generation=generation, asked_at=asked_at)
+            looks.append(look)
+        self.discard_corrupt(corrupt, deadline)
+        return looks
+
+    def _unseal(self, key: Key, blob: bytes | RedisError | None) -> Entry | RedisError | None:
+        if blob is None or isinstance(blob, RedisError):  # a cluster's node gave no answer
+            return blob
+        try:
+            return self._envelope.unseal(blob, key.digest)
+        except RedisError as error:
+            return error
+
+    def _learn_tags(
+        self, entries: Iterable[Entry | RedisError | None], known: Counters, deadline: Deadline
+    ) -> None:
+        unknown = {
+            counter
+            for entry in entries
+            if isinstance(entry, Entry)
+            for counter in map(self.keys.tag_counter, entry.tags)
+            if counter not in known
+        }
+        if unknown:
+            names = tuple(unknown)
+            found = self.ask(self.store.read, (), names, (), deadline)
+            known.update(zip(names, map(read_counter, found.counters), strict=True))
+
+    def _weigh(
+        self,
+        key: Key,
+        entry: Entry | RedisError | None,
+        known: Counters,
+        deadline: Deadline,
+        validate: Validate | None,
+        decode: bool,
+    ) -> Look:
+        if entry is None:
+            return Look(Outcome.MISS, "absent")
+        if isinstance(entry, RedisError):
+            raise entry
+        if not self._holds(key, entry, known):
+            return Look(Outcome.MISS, "invalidated")
+        check_time(deadline)  # decoding takes its time too
+        value = self._decode(entry, validate) if decode else None
+        age_s = max(0.0, self._now() - entry.created_ms / 1000)
+        ttl_s = entry.soft_ttl_ms / 1000 or math.inf
+        return Look(
+            Outcome.HIT if age_s < ttl_s else Outcome.STALE,
+            "" if age_s < ttl_s else "expired",
+            value,
+            entry.body,
+            age_s,
+            ttl_s,
+            entry.load_cost_ms / 1000,
+        )
+
+    def _decode(self, entry: Entry, validate: Validate | None) -> Any:
+        value = self._serializer.deserialize(entry.body)
+        validate = self._validate if validate is None else validate
+        if validate is not None:
+            _check(value, validate)
+        return value
+
+    def _holds(self, key: Key, entry: Entry, known: Counters) -> bool:
+        counters = [self._space, *map(self.keys.tag_counter, entry.tags)]
+        if self.journal and any(map(self.journal.owes, (key.name, *counters))):
+            return False  # invalid, though Redis does not know it yet
+        return generation_of([known[counter] for counter in counters]) == entry.generation
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def seal(self, key: Key, body: bytes, kept: Kept) -> Item:
+        """Return what is to be stored for a serialized value."""
+        fresh_s = kept.ttl_s * (1.0 - self.settings.ttl_jitter * random.random())
+        ttl_ms = max(1, int((fresh_s + kept.after_s) * 1000))
+        now_ms = max(0, int(self._now() * 1000))
+        entry = Entry(
+            body=body,
+            created_ms=now_ms,
+            expires_ms=now_ms + ttl_ms,
+            # Where it is never handed out stale, Redis's own expiry says it without any clock.
+            soft_ttl_ms=max(1, int(fresh_s * 1000)) if kept.after_s else 0,
+            load_cost_ms=int(kept.load_cost_s * 1000),
+            generation=kept.generation,
+            tags=kept.tags,
+            negative=kept.negative,
+        )
+        return Item(key.name, self._envelope.seal(entry, key.digest), ttl_ms, key.lease)
+
+    def generation(self, tags: tuple[str, ...], deadline: Deadline) -> int:
+        """Return what an entry that depends on *tags* has to carry now."""
+        return self._generations(tags, deadline)[1]
+
+    def _generations(self, tags: tuple[str, ...], deadline: Deadline) -> tuple[int | None, int]:
+        """Return the namespace's counter, and the sum of it and those of *tags*."""
+        counters = (self._space, *map(self.keys.tag_counter, tags))
+        for _ in range(2):
+            found = self.ask(self.store.read, (), counters, (), deadline)
+            known = [read_counter(counter) for counter in found.counters]
+            self._generation = known[0]
+            generation = generation_of(known)
+            if generation is not None:
+                return known[0], generation
+            self.ask_to_write(self.store.seed, counters, deadline)
+        raise RedisWriteRefusedError(
+            "the counters that entries depend on do not stay", reason="oom"
+        )
+
+    def write(
+        self,
+        entries: Sequence[tuple[Key, bytes, Kept]],
+        tags: tuple[str, ...],
+        deadline: Deadline,
+    ) -> list[RedisError]:
+        """Store serialized values whatever is there; return why some of them were refused."""
+        space = generation = None if tags else self._generation
+        problems: list[RedisError] = []
+        owed = self.journal.owed_for([key.name for key, _, _ in entries])
+        for _ in range(2):
+            if generation is None:
+                space, generation = self._generations(tags, deadline)
+            items = [
+                self.seal(key, body, kept._replace(tags=tags, generation=generation))
+                for key, body, kept in entries
+            ]
+            problems, now = self.ask_to_write(self._write, items, deadline)
+            if now == space:
+                break
+            # Cleared or flushed since the counter was looked at, before this write: once more.
+            generation = None
+        if not problems:
+            self.journal.forgive(owed)
+        return problems
+
+    def _write(
+        self, items: Sequence[Item], deadline: Deadline
+    ) -> tuple[list[RedisError], int | None]:
+        replies, counters = self.store.write(items, (self._space,), deadline)
+        refused = [error for error in replies if error is not None]
+        if len(refused) == len(items):  # else there is a part of Redis that takes them
+            for error in refused:
+                if error.trips or error.trips_writes:
+                    raise error  # the breakers have to see it
+        self._generation = now = read_counter(counters[0])
+        return refused, now
+
+    def delete(self, keys: Sequence[Key], deadline: Deadline) -> int:
+        """Remove *keys*, or keep that they are to be removed; return how many were there."""
+        names = [key.name for key in keys]
+        leases = [key.lease for key in keys]
+        try:
+            self.check_usable()
+            return self.ask(self.store.delete, names, deadline, leases=leases) if names else 0
+        except RedisError as error:
+            if _is_owed(error):
+                self.journal.owe_deletes(self._space, names, leases)
+                self.ring()
+            raise
+
+    def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
+        """Make everything invalid that depends on *counters*, now or when Redis is back."""
+        try:
+            self.check_usable()
+            self.ask_to_write(self.store.move, counters, deadline)
+        except RedisError as error:
+            if _is_owed(error):
+                self.journal.owe_moves(self._space, counters)
+                self.ring()
+            raise
+
+    # Computing ----------------------------------------------------------------------------------
+
+    def take(
+        self,
+        keys: Sequence[Key],
+        token: bytes,
+        lease_s: float,
+        deadline: Deadline,
+        *,
+        tags: tuple[str, ...] = (),
+        validate: Validate | None = None,
+        steal: bool = False,
+    ) -> list[tuple[bool, Look]]:
+        """Try to become the holder of each lease, then look, in this order."""
+        counters = (self._space, *map(self.keys.tag_counter, tags))
+        asked_at = time.monotonic()
+        taken, found = self.ask_to_write(
+            self.store.take,
+            [key.name for key in keys],
+            [key.lease for key in keys],
+            token,
+            max(1, int(lease_s * 1000)),
+            counters,
+            deadline,
+            steal=steal,
+        )
+        looks = self._judge(keys, found, asked_at, counters, deadline, validate)
+        if any(look.generation is None for look in looks):
+            generation = self.generation(tags, deadline)
+            looks = [look._replace(generation=generation) for look in looks]
+        # It may be held already: the answer to an earlier attempt was lost.
+        return [
+            (is_taken or look.holder == token, look)
+            for is_taken, look in zip(taken, looks, strict=True)
+        ]
+
+    def pack(self, value: Any) -> bytes:
+        """Serialize a value. Raises RedisSerializationError for one that cannot be kept."""
+        return self._serializer.serialize(value)
+
+    def copy(self, body: bytes) -> Any:
+        """Return the value again, as a copy that nobody else has."""
+        return self._serializer.deserialize(body)
+
+    def store_held(
+        self, entries: Sequence[tuple[Key, bytes, Kept]], token: bytes, deadline: Deadline
+    ) -> Sequence[bool]:
+        """Store each serialized value whose lease *token* still holds, and free the lease."""
+        items = [self.seal(*entry) for entry in entries]
+        return self.ask_to_write(self.store.write_held, items, token, deadline)
+
+    def free(self, keys: Sequence[Key], token: bytes, cool_s: float, deadline: Deadline) -> None:
+        """Give back the leases that *token* holds; nobody has them for *cool_s* more seconds."""
+        leases = [key.lease for key in keys]
+        self.ask(self.store.free, leases, token, int(cool_s * 1000), deadline)
+
+    # Telling ------------------------------------------------------------------------------------
+
+    def discard_corrupt(self, entries: Mapping[Key, RedisError], deadline: Deadline) -> None:
+        """Note those that are corrupt, and remove them if there is time."""
+        names = []
+        for key, error in entries.items():
+            if error.outcome is Outcome.CORRUPT:
+                names.append(key.name)
+                self.monitor.note_corrupt(digest_text(key.digest), error.reason)
+                if error.reason == "wrong_key":
+                    # A whole answer to somebody else's question: no connection is above suspicion.
+                    self.store.drop_connections()
+        if names and not deadline.expired:
+            try:
+                self.ask(self.store.delete, names, deadline)
+            except RedisError as error:
+                self.monitor.record("discard", Outcome.UNAVAILABLE, error.reason, 0.0)
+
+    def note(self, operation: str, error: RedisError) -> None:
+        """Log what an operator has to know of *error*."""
+        if isinstance(error, RedisNotServedError):
+            self.monitor.note_not_served(operation, error.reason, str(error))
+        elif isinstance(error, RedisSerializationError) and error.outcome is Outcome.REFUSED:
+            self.monitor.note_refused(error.path, error.type_name, error.reason)
+
+
+class RedisStops(Stops):
+    """The stops on the way to a Redis: retry and circuit breakers around the connection."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: CacheSettings,
+        *,
+        retry: Retry,
+        breaker: CircuitBreaker,
+        write_breaker: CircuitBreaker,
+        health: HealthThread,
+        outage: OutageLog,
+        write_outage: OutageLog,
+        **options: Any,
+    ) -> None:
+        """Put the parts in order.
+
+        Args:
+            breaker: Guards every question to Redis.
+            write_breaker: Guards writes besides: open while Redis answers, but takes none.
+        """
+        super().__init__(store, settings, **options)
+        self._retry = retry
+        self._breaker = breaker
+        self._write_breaker = write_breaker
+        self._health = health
+        self._outage = outage
+        self._write_outage = write_outage
+
+    @property
+    def answers_at_once(self) -> bool:
+        return self.closed or self._breaker.is_open
+
+    def check_usable(self) -> None:
+        super().check_usable()
+        if self._breaker.is_open:
+            self._outage.skipped()
+            raise RedisCircuitBreakerOpenError(
+                "Redis is not asked while the circuit breaker is open",
+                retry_after_s=self._breaker.retry_after_s,
+            )
+
+    def ring(self) -> None:
+        self._health.start()
+        self._health.ring()
+
+    def ask(self, verb: Callable[..., T], *args: Any, **options: Any) -> T:
+        self._health.start()
+        deadline: Deadline = args[-1]
+        try:
+            return self._retry.run(lambda: self._breaker.call(verb, *args, **options), deadline)
+        except RedisCircuitBreakerOpenError:
+            self._outage.skipped()
+            raise
+
+    def ask_to_write(self, verb: Callable[..., T], *args: Any, **options: Any) -> T:
+        # Outside the other breaker: a write that is held back here is no news of Redis.
+        let_through = False
+
+        def ask() -> T:
+            nonlocal let_through
+            let_through = True
+            return self.ask(verb, *args, **options)
+
+        try:
+            return self._write_breaker.call(ask)
+        except RedisCircuitBreakerOpenError as error:
+            if let_through:
+                raise
+            self._write_outage.skipped()
+            raise RedisWriteRefusedError(
+                "Redis took no writes lately", reason="writes_paused"
+            ) from error
+
+
+def check_time(deadline: Deadline) -> None:
+    """Raise RedisHurriedError when *deadline* is over."""
+    if deadline.expired:
+        raise RedisHurriedError("the deadline was over before the work on the value was done")
+
+
+def _is_owed(error: RedisError) -> bool:
+    """Is an invalidation that ended in *error* to be repeated when Redis is back?"""
+    return not isinstance(error, (RedisClosedError, RedisNotServedError))
+
+
+def _check(value: Any, validate: Validate) -> None:
+    ask = getattr(validate, "model_validate", None) or getattr(validate, "validate_python", None)
+    if not callable(ask or validate):
+        raise TypeError(
+            "validate: a callable, or a type with model_validate or validate_python;"
+            f" not {type(validate).__name__}"
+        )
+    if inspect.iscoroutinefunction(ask or validate):
+        raise TypeError("validate: a plain function, not a coroutine function: nobody awaits it")
+    try:
+        accepted = (ask or validate)(value)
+    except _NO as error:
+        raise RedisCorruptEntryError(
+            "the value did not pass its validation", reason="invalid"
+        ) from error
+    if ask is None and accepted is False:
+        raise RedisCorruptEntryError("the value did not pass its validation", reason="invalid")

@@ -1,0 +1,403 @@
+"""Functions whose results are cached: their keys, their tags, and what may be asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jmcache import AsyncRedisCache, Cache, LocalCache
+from jmcache.testing import ManualClock
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_runs() -> None:
+    RUNS.clear()
+
+
+@pytest.fixture
+def cache(clock: ManualClock) -> Cache:
+    return LocalCache(clock=clock)
+
+
+# Calls ------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_computed_once_however_it_is_written(cache: Cache) -> None:
+    """f("a"), f("a", 10) and f(job_id="a") are one call, and would be three entries."""
+
+    @cache.cached(ttl=60)
+    def applicants(job_id: str, limit: int = 10, *, city: str | None = None) -> list[str]:
+        RUNS.append(job_id)
+        return [job_id] * limit
+
+    first = applicants("p1")
+    assert first == ["p1"] * 10
+    assert applicants("p1", 10) == applicants(job_id="p1") == first
+    assert applicants(limit=10, job_id="p1", city=None) == first
+    assert RUNS == ["p1"]
+    assert applicants("p1", 11) == ["p1"] * 11
+    assert applicants("p1", city="Berlin") == first
+    assert RUNS == ["p1"] * 3
+
+
+def test_different_arguments_never_share_a_result(cache: Cache) -> None:
+    """1, "1" and True as one key shows one candidate another's matches."""
+
+    @cache.cached()
+    def typed(*args: Any, **kwargs: Any) -> str:
+        return repr((args, kwargs))
+
+    calls = [((1,), {}), (("1",), {}), ((True,), {}), (("a_b",), {}), (("a", "b"), {})]
+    calls += [((), {"a": 1}), ((), {"b": 1}), (((1, 2),), {}), ((1, 2), {}), ((None,), {})]
+    for _ in range(2):
+        for args, kwargs in calls:
+            assert typed(*args, **kwargs) == repr((args, kwargs))
+
+
+def test_two_functions_never_share_a_key(cache: Cache) -> None:
+    """Both take a candidate; one returns matches, the other a salary."""
+
+    @cache.cached()
+    def matches(candidate: str) -> str:
+        return "matches"
+
+    @cache.cached()
+    def salary(candidate: str) -> str:
+        return "salary"
+
+    @cache.cached(key="{candidate}")
+    def by_template(candidate: str) -> str:
+        return "by template"
+
+    @cache.cached(key=lambda candidate: candidate)
+    def by_callable(candidate: str) -> str:
+        return "by callable"
+
+    functions = [matches, salary, by_template, by_callable]
+    assert len({function.key("c1") for function in functions}) == 4
+    assert [function("c1") for function in functions] == [
+        "matches",
+        "salary",
+        "by template",
+        "by callable",
+    ]
+
+
+def test_two_templates_of_one_function_name_never_share_a_key(cache: Cache) -> None:
+    """ "{a}:{b}" of ("x", "y:z") and ("x:y", "z") is the same text for two calls."""
+
+    @cache.cached(key="{a}:{b}")
+    def joined(a: str, b: str) -> str:
+        return f"{a}|{b}"
+
+    assert joined("x", "y:z") == "x|y:z"
+    assert joined("x:y", "z") == "x:y|z"
+
+
+def test_the_key_is_the_same_in_every_process(cache: Cache) -> None:
+    """Replicas that name one result differently share nothing, and invalidate nothing."""
+    program = textwrap.dedent("""
+        import types, sys
+        module = types.ModuleType("app"); sys.modules["app"] = module
+        exec('''
+        from jmcache import LocalCache
+        @LocalCache().cached()
+        def match(candidate, skills=frozenset(), limit=10): ...
+        '''.replace("\\n        ", "\\n"), module.__dict__)
+        print(module.match.key("c1", {"b", "a", "c"}))
+    """)
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+    assert outputs.pop().strip()
+
+
+def test_an_argument_without_a_place_in_a_key_is_refused_by_its_name(cache: Cache) -> None:
+    """repr() of a session in a key is another one in every process: a cache that never hits."""
+
+    @cache.cached()
+    def query(session: object, job_id: str) -> None:
+        RUNS.append(job_id)
+
+    with pytest.raises(TypeError, match=r"'session'.*object"):
+        query(object(), "p1")
+    with pytest.raises(TypeError, match=r"query.*'session'"):
+        query.key(object(), "p1")
+    assert RUNS == []
+
+
+def test_a_call_that_does_not_fit_the_function_is_its_error(cache: Cache) -> None:
+    """The error has to be the one that the function itself would raise."""
+
+    @cache.cached()
+    def one(a: int) -> int:
+        return a
+
+    with pytest.raises(TypeError, match="argument"):
+        one()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="argument"):
+        one(1, 2)  # type: ignore[call-arg]
+
+
+# Keys of one's own ------------------------------------------------------------------------------
+
+
+def test_a_method_needs_a_key_of_its_own(cache: Cache) -> None:
+    """An object has no place in a key: two models would share results, or none would."""
+    with pytest.raises(TypeError, match=r"key: .*Matcher\.match is a method"):
+
+        class Matcher:
+            @cache.cached()
+            def match(self, candidate: str) -> str:
+                return candidate
+
+
+class Matcher:
+    """Told apart by its model."""
+
+    cache = LocalCache()
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    @cache.cached(key="{self.model}:{candidate}", tags=("model:{self.model}",))
+    def match(self, candidate: str, limit: int = 3) -> str:
+        RUNS.append(candidate)
+        return f"{candidate} by {self.model}"
+
+
+def test_a_method_is_cached_for_each_object_that_its_key_tells_apart() -> None:
+    """Results of another model are wrong results."""
+    a, also_a, b = Matcher("a"), Matcher("a"), Matcher("b")
+    a.cache.clear()
+    assert a.match("c1") == also_a.match("c1") == also_a.match(candidate="c1") == "c1 by a"
+    assert b.match("c1") == "c1 by b"
+    assert len(RUNS) == 2
+    assert a.match.key("c1") == also_a.match.key("c1") == Matcher.match.key(a, "c1")
+    a.match.invalidate("c1")
+    assert a.cache.exists(b.match.key("c1"))
+    assert a.match("c1") == "c1 by a"
+    assert len(RUNS) == 3
+    a.match.refresh("c1")
+    assert len(RUNS) == 4
+    a.cache.invalidate_tags("model:b")
+    assert not a.cache.exists(b.match.key("c1"))
+    assert a.cache.exists(a.match.key("c1"))
+
+
+def test_a_template_picks_what_tells_calls_apart(cache: Cache) -> None:
+    """A request object has an id; the rest of it is noise."""
+
+    @cache.cached(key="{request[id]}")
+    def handle(request: dict[str, object]) -> object:
+        return request["noise"]
+
+    assert handle({"id": 1, "noise": "first"}) == "first"
+    assert handle({"id": 1, "noise": "second"}) == "first"
+    assert handle({"id": "1", "noise": "text"}) == "text"
+
+
+def test_a_callable_picks_what_tells_calls_apart(cache: Cache) -> None:
+    """Whatever a template cannot say."""
+
+    @cache.cached(key=lambda words: sorted(set(words)), tags=lambda words: set(words))
+    def count(words: list[str]) -> int:
+        RUNS.append(words)
+        return len(words)
+
+    assert count(["b", "a"]) == count(["a", "b", "a"]) == 2
+    assert len(RUNS) == 1
+    cache.invalidate_tags("b")
+    assert count(["a", "b", "a"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"key": "{nobody}"}, "key.*nobody"),
+        ({"tags": ("job:{nobody}",)}, "tags.*nobody"),
+        ({"tags": "job:{job_id}"}, "tags"),
+        ({"tll": 5}, "tll"),
+        ({"ttl": 0}, "ttl"),
+        ({"early_refresh": 2.0}, "early_refresh"),
+        ({"key": 5}, "key"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_when_it_decorates(
+    cache: Cache, options: dict[str, Any], named: str
+) -> None:
+    """Found at the first call, it is found by a customer."""
+    with pytest.raises((TypeError, ValueError), match=named):
+
+        @cache.cached(**options)
+        def function(job_id: str) -> None: ...
+
+
+# Asking of it -----------------------------------------------------------------------------------
+
+
+def test_invalidate_forgets_one_call_and_refresh_computes_it_now(cache: Cache) -> None:
+    """A candidate changed: theirs and nobody else's."""
+
+    @cache.cached(ttl=60)
+    def match(candidate: str) -> int:
+        RUNS.append(candidate)
+        return len(RUNS)
+
+    assert (match("a"), match("b")) == (1, 2)
+    assert match.invalidate("a") is True
+    assert (match("a"), match("b")) == (3, 2)
+    assert match.refresh("b") == 4
+    assert match("b") == 4
+    assert cache.get(match.key("b")) == 4
+
+
+def test_tags_are_made_of_the_arguments(cache: Cache) -> None:
+    """Job 42 was withdrawn: every result that mentions it goes, however it was asked for."""
+
+    @cache.cached(tags=("job:{job_id}", "all"))
+    def applicants(job_id: int, limit: int = 10) -> int:
+        RUNS.append(job_id)
+        return len(RUNS)
+
+    for _ in range(2):
+        assert (applicants(42), applicants(42, 5), applicants(43)) == (1, 2, 3)
+    cache.invalidate_tags("job:42")
+    assert (applicants(42), applicants(42, 5), applicants(43)) == (4, 5, 3)
+
+
+def test_options_hold_for_every_call(cache: Cache, clock: ManualClock) -> None:
+    """Given once, where the function is, and not at each of its calls."""
+
+    @cache.cached(ttl=10, stale_if_error=60)
+    def match() -> str:
+        if RUNS:
+            raise ConnectionError
+        return "old"
+
+    assert match() == "old"
+    RUNS.append(1)
+    clock.advance(11)
+    assert match() == "old"
+
+
+def test_it_looks_like_the_function(cache: Cache) -> None:
+    """Frameworks read names, docs and signatures."""
+
+    @cache.cached()
+    def match(candidate: str) -> str:
+        """Match."""
+        return candidate
+
+    assert (match.__name__, match.__doc__, match.__module__) == ("match", "Match.", __name__)
+    assert match.__wrapped__("c1") == "c1"
+
+
+def test_coroutine_functions_are_awaited() -> None:
+    """The same names, awaited."""
+
+    async def use() -> None:
+        cache = AsyncRedisCache(LocalCache())
+
+        class Service:
+            name = "s"
+
+            @cache.cached(key="{self.name}:{candidate}")
+            async def match(self, candidate: str) -> int:
+                RUNS.append(candidate)
+                await asyncio.sleep(0)
+                return len(RUNS)
+
+        @cache.cached(ttl=60, tags=("c:{candidate}",))
+        async def match(candidate: str, limit: int = 10) -> int:
+            RUNS.append(candidate)
+            await asyncio.sleep(0)
+            return len(RUNS)
+
+        assert await asyncio.gather(*(match("a") for _ in range(8))) == [1] * 8
+        assert await match("a", 10) == 1
+        assert await match.invalidate("a") is True
+        assert await match("a") == 2
+        assert await match.refresh("a") == 3
+        assert await cache.get(match.key("a")) == 3
+        await cache.invalidate_tags("c:a")
+        assert await match("a") == 4
+        assert await Service().match("a") == 5
+        assert await Service().match("a") == 5
+        with pytest.raises(TypeError, match="'candidate'"):
+            await match(object())  # type: ignore[arg-type]
+        await cache.aclose()
+
+    asyncio.run(use())
+
+
+TYPED = """
+from jmcache import AsyncRedisCache, LocalCache
+
+cache = LocalCache()
+awaited = AsyncRedisCache(cache)
+
+@cache.cached(ttl=60)
+def match(candidate: str, limit: int = 10) -> list[str]:
+    return [candidate] * limit
+
+@awaited.cached(ttl=60)
+async def match_soon(candidate: str) -> list[str]:
+    return [candidate]
+
+good: list[str] = match("a", limit=5)
+also_good: list[str] = match.refresh("a")
+key: str = match.key("a", 5)
+
+async def use() -> list[str]:
+    return await match_soon("a")
+
+bad_result: int = match("a")  # E
+match(1)  # E
+match("a", limits=5)  # E
+match.invalidate()  # E
+match.refresh("a", "b")  # E
+match.key(b"a")  # E
+match_soon(5)  # E
+cache.cached(tll=5)  # E
+cache.get_or_set("k", lambda: 1, ttl="x")  # E
+value: int = cache.get_or_set("k", lambda: 1)
+wrong: str = cache.get_or_set("k", lambda: 1)  # E
+"""
+
+
+def test_a_type_checker_sees_the_functions_arguments_and_result(tmp_path: Path) -> None:
+    """A decorator that turns everything into Any switches the checker off where it matters."""
+    program = tmp_path / "typed.py"
+    program.write_text(TYPED, encoding="utf-8")
+    checked = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--no-error-summary", str(program)),
+        ],
+        cwd=ROOT,  # its settings, and what it has checked already
+        env={"MYPYPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = {int(line.split(":")[1]) for line in checked.stdout.splitlines() if "typed.py:" in line}
+    wanted = {number for number, line in enumerate(TYPED.splitlines(), 1) if "# E" in line}
+    assert lines == wanted, checked.stdout + checked.stderr

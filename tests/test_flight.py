@@ -1,0 +1,141 @@
+"""One load of a key at a time in this process: who flies, who waits, and for how long."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from computing_kit import SOON_S
+
+from jmcache.deadline import Deadline
+from jmcache.flight import Flight, Flights
+
+
+@pytest.fixture
+def flights() -> Flights:
+    return Flights()
+
+
+def test_the_first_to_board_leads_and_the_others_are_on_its_flight(flights: Flights) -> None:
+    """Two leaders are two loads."""
+    mine, theirs = Flight(), Flight()
+    assert flights.board(b"k", mine) is mine
+    assert flights.board(b"k", theirs) is mine
+    assert flights.board(b"other", theirs) is theirs
+    flights.leave(b"k", mine)
+    assert flights.board(b"k", theirs) is theirs
+
+
+def test_of_many_threads_exactly_one_leads(flights: Flights) -> None:
+    """The race that single-flight is there for."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            for turn in range(200):
+                start = threading.Barrier(8)
+
+                def board(name: bytes = b"%d" % turn, start: threading.Barrier = start) -> bool:
+                    mine = Flight()
+                    start.wait(SOON_S)
+                    return flights.board(name, mine) is mine
+
+                leads = [threads.submit(board) for _ in range(8)]
+                assert sum(lead.result(SOON_S) for lead in leads) == 1
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_result_reaches_whoever_waits() -> None:
+    """A waiter that is not woken waits until its deadline."""
+    flight = Flight()
+    with ThreadPoolExecutor(4) as threads:
+        waits = [threads.submit(flight.wait, Deadline(SOON_S)) for _ in range(4)]
+        flight.land(None)
+        assert [wait.result(SOON_S) for wait in waits] == [True] * 4
+    assert (flight.result, flight.error) == ((None,), None), "a None is a result"
+
+
+def test_only_the_first_end_counts() -> None:
+    """A result that turns into another one, or into an error, was handed out already."""
+    flight = Flight()
+    flight.land(1)
+    flight.land(2)
+    flight.crash(ValueError())
+    flight.end()
+    assert (flight.result, flight.error, flight.ended) == ((1,), None, True)
+    crashed = Flight()
+    error = ValueError()
+    crashed.crash(error)
+    crashed.land(1)
+    assert (crashed.result, crashed.error) == (None, error)
+
+
+def test_a_leader_that_gives_up_tells_so(flights: Flights) -> None:
+    """Whoever waits has to see for itself, at once."""
+    flight = Flight()
+    flights.board(b"k", flight)
+    with ThreadPoolExecutor(1) as threads:
+        wait = threads.submit(flight.wait, Deadline(SOON_S))
+        flights.leave(b"k", flight)
+        assert wait.result(SOON_S) is True
+    assert (flight.result, flight.error) == (None, None)
+    assert len(flights) == 0
+
+
+def test_a_wait_ends_with_its_deadline() -> None:
+    """A loader that hangs must not hang everybody."""
+    began = time.monotonic()
+    assert Flight().wait(Deadline(0.05)) is False
+    assert time.monotonic() - began >= 0.05
+    assert Flight().wait(Deadline.over()) is False
+
+
+def test_who_comes_after_the_end_does_not_wait() -> None:
+    """Between a look at *ended* and the bell, the flight may have landed."""
+    flight = Flight()
+    flight.land(1)
+    assert flight.wait(Deadline.over()) is True
+    rung = []
+    flight.when_ended(lambda: rung.append(1))
+    assert rung == [1]
+
+
+def test_leaving_takes_off_no_flight_but_ones_own(flights: Flights) -> None:
+    """A leader that was overtaken would let a third one begin beside the second."""
+    old, new = Flight(), Flight()
+    flights.board(b"k", old)
+    flights.replace(b"k", new)
+    flights.leave(b"k", old)
+    assert old.ended
+    assert flights.board(b"k", Flight()) is new
+    flights.leave(b"k", new)
+    flights.leave(b"k", new)
+    assert len(flights) == 0
+
+
+def test_a_voided_flight_goes_on_for_who_is_on_it_and_takes_nobody_else(flights: Flights) -> None:
+    """Whoever comes after a delete must not get what was loaded before it."""
+    old, new = Flight(), Flight()
+    flights.board(b"k", old)
+    flights.void(b"k")
+    flights.void(b"nobody")
+    assert flights.board(b"k", new) is new
+    assert not old.ended
+    flights.void_all()
+    assert len(flights) == 0
+
+
+def test_a_forked_child_waits_for_no_flight_of_its_parent(flights: Flights) -> None:
+    """The thread that leads it is not there: it would wait for ever."""
+    flights.board(b"k", Flight())
+    pid = os.fork()
+    if pid == 0:
+        mine = Flight()
+        os._exit(0 if flights.board(b"k", mine) is mine else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(flights) == 1

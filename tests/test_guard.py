@@ -1,0 +1,216 @@
+"""With Redis away: coalescing goes on, and few load at a time."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from computing_kit import SOON_S, Door, Loader, events, open_door, wait_until  # noqa: F401
+
+from jmcache import (
+    Cache,
+    CacheSettings,
+    LoaderOverloadedError,
+    Outcome,
+    RedisCacheFactory,
+)
+from jmcache.cache._guard import LoadGuard, Permit
+from jmcache.testing import PrivateServer
+
+OpenDoor = Callable[[Cache], Door]
+
+
+# The guard by itself ----------------------------------------------------------------------------
+
+
+def test_no_more_than_its_limit_are_in() -> None:
+    """The outage of a cache becomes one of the database."""
+    guard = LoadGuard(2)
+    first, second, third = Permit(), Permit(), Permit()
+    assert [guard.enter(permit) for permit in (first, second, third)] == [True, True, False]
+    guard.leave(first)
+    guard.leave(first)
+    assert guard.enter(third) is True
+    assert len(guard) == 2
+
+
+def test_a_place_comes_back_with_the_frame_that_held_it() -> None:
+    """An exception from a signal handler may strike before the place is given back."""
+    guard = LoadGuard(1)
+    permit = Permit()
+    assert guard.enter(permit) is True
+    del permit
+    gc.collect()
+    assert guard.enter(Permit()) is True
+
+
+def test_many_threads_never_are_one_too_many() -> None:
+    """The one that slips in between look and entry."""
+    guard = LoadGuard(3)
+    most = []
+    start = threading.Barrier(8)
+
+    def work() -> None:
+        start.wait(SOON_S)
+        for _ in range(500):
+            permit = Permit()
+            if guard.enter(permit):
+                most.append(len(guard))
+                guard.leave(permit)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON_S)
+    assert max(most) <= 3
+    assert len(guard) == 0
+
+
+def test_a_forked_child_begins_with_all_places() -> None:
+    """The parent's loads are not the child's, and would never leave."""
+    guard = LoadGuard(1)
+    held = Permit()
+    guard.enter(held)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if guard.enter(Permit()) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+# Without Redis ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_door(redis_server: PrivateServer, open_door: OpenDoor) -> Iterator[Any]:  # noqa: F811
+    """Make doors to caches whose Redis is away, and whose breaker is open."""
+
+    def make(**overrides: Any) -> Door:
+        RedisCacheFactory.shutdown()
+        options = {"namespace": "test", "operation_timeout": 0.2, "max_retries": 0, **overrides}
+        door = open_door(
+            RedisCacheFactory.create_cache(CacheSettings.from_url(redis_server.url, **options))
+        )
+        door.cache.set("warm", 1, timeout=SOON_S)
+        redis_server.stop()
+        for _ in range(6):
+            door.cache.get("k")
+        assert door.cache.lookup("k").reason == "breaker_open"
+        return door
+
+    yield make
+    redis_server.start()
+
+
+@pytest.mark.faults
+def test_with_redis_away_values_are_computed_and_not_kept(make_door: Any) -> None:
+    """Redis being away is no reason for a customer to see nothing."""
+    door = make_door()
+    load = Loader()
+    assert door.get_or_set("k", load) == "value"
+    assert door.get_or_set("k", load) == "value"
+    assert load.runs == 2
+    assert door.get_or_set_many(["a", "b"], lambda keys: dict.fromkeys(keys, 1)) == {"a": 1, "b": 1}
+    assert "stored" not in events(door.cache)
+
+
+@pytest.mark.faults
+def test_with_redis_away_a_process_computes_a_key_once_at_a_time(make_door: Any) -> None:
+    """Each of its threads would ask the database for the same."""
+    door = make_door()
+    load = Loader(waits=True)
+    calls = [door.begin("get_or_set", "k", load)]
+    assert load.begun.wait(SOON_S)
+    before = events(door.cache).get("coalesced", 0)
+    calls += [door.begin("get_or_set", "k", load) for _ in range(7)]
+    wait_until(lambda: events(door.cache).get("coalesced", 0) == before + 7)
+    load.may_end.set()
+    assert [call.result(SOON_S) for call in calls] == ["value"] * 8
+    assert load.runs == 1
+
+
+@pytest.mark.faults
+def test_with_redis_away_no_more_than_the_setting_load_at_a_time(make_door: Any) -> None:
+    """All misses at once: the database is the next one to go."""
+    door = make_door(max_outage_loads=3)
+    load = Loader(waits=True)
+    calls = [door.begin("get_or_set", f"k{number}", load) for number in range(10)]
+    wait_until(lambda: load.runs == 3)
+    assert len(door.cache._shop.guard) == 3
+    with pytest.raises(LoaderOverloadedError, match="max_outage_loads"):
+        door.get_or_set("late", pytest.fail, lock_timeout=0.05)
+    assert load.runs == 3
+    load.may_end.set()
+    assert [call.result(SOON_S) for call in calls] == ["value"] * 10, "the rest waited"
+    assert len(door.cache._shop.guard) == 0
+    assert door.cache.stats().operations["get_or_set", "saturated", "loaders_busy"] == 1
+    assert events(door.cache)["overloaded"] == 1
+
+
+@pytest.mark.faults
+def test_who_finds_no_place_gets_the_default_where_there_is_one(make_door: Any) -> None:
+    """Better "no recommendations now" than an error page; None may be that."""
+    door = make_door(max_outage_loads=1)
+    load = Loader(waits=True)
+    call = door.begin("get_or_set", "busy", load)
+    assert load.begun.wait(SOON_S)
+    for default in ([], None):
+        options = {"default": default, "lock_timeout": 0.02}
+        assert door.get_or_set("k", pytest.fail, **options) == default
+    with pytest.raises(LoaderOverloadedError):
+        door.get_or_set_many(["a"], pytest.fail, lock_timeout=0.02)
+    load.may_end.set()
+    assert call.result(SOON_S) == "value"
+
+
+@pytest.mark.faults
+def test_a_place_comes_back_from_a_loader_that_fails(make_door: Any) -> None:
+    """Thirty-two failures, and nobody loads again until the process is restarted."""
+    door = make_door(max_outage_loads=1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            door.get_or_set("k", Loader(ZeroDivisionError()))
+    assert door.get_or_set("k", lambda: "value") == "value"
+
+
+def test_who_finds_no_place_gets_an_old_value_where_there_is_one(
+    redis_server: PrivateServer,
+    open_door: OpenDoor,  # noqa: F811
+) -> None:
+    """Redis still reads, but takes no writes: the old value is at hand."""
+    RedisCacheFactory.shutdown()
+    settings = CacheSettings.from_url(
+        redis_server.url, namespace="test", max_outage_loads=1, operation_timeout=5.0
+    )
+    door = open_door(RedisCacheFactory.create_cache(settings))
+    options = {"ttl": 0.02, "stale_if_error": 900.0}
+    door.get_or_set("k", lambda: "old", **options)
+    wait_until(lambda: door.lookup("k").outcome is Outcome.STALE)
+    with redis_server.fill():
+        wait_until(lambda: door.set("no", 1) is False)
+        load = Loader(waits=True)
+        call = door.begin("get_or_set", "busy", load)
+        assert load.begun.wait(SOON_S)
+        assert door.get_or_set("k", pytest.fail, lock_timeout=0.05, **options) == "old"
+        load.may_end.set()
+        assert call.result(SOON_S) == "value"
+
+
+def test_with_redis_there_any_number_loads(
+    redis_server: PrivateServer,
+    open_door: OpenDoor,  # noqa: F811
+) -> None:
+    """The guard is for outages: a service with many slow loaders must not be held back."""
+    settings = CacheSettings.from_url(
+        redis_server.url, namespace="many", max_outage_loads=1, operation_timeout=5.0
+    )
+    door = open_door(RedisCacheFactory.create_cache(settings))
+    load = Loader(waits=True)
+    calls = [door.begin("get_or_set", f"k{number}", load) for number in range(5)]
+    wait_until(lambda: load.runs == 5)
+    load.may_end.set()
+    assert [call.result(SOON_S) for call in calls] == ["value"] * 5

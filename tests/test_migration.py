@@ -1,0 +1,192 @@
+"""The old cache and the new one side by side: what is compared, who answers, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from jmcache import AsyncRedisCache, CacheSettings, LocalCache, RedisCacheFactory
+from jmcache.migration import AsyncSideBySide, SideBySide
+
+
+class ResultsCache:
+    """The old one: hands out what it was given, the object itself."""
+
+    def __init__(self):
+        self.kept = {}
+        self.asked = 0
+
+    def generate_key(self, *args, **kwargs):
+        return repr((args, sorted(kwargs.items())))
+
+    def get(self, key):
+        self.asked += 1
+        return self.kept.get(key)
+
+    def set(self, key, value):
+        self.kept[key] = value
+
+
+@pytest.fixture
+def old():
+    return ResultsCache()
+
+
+@pytest.fixture
+def new():
+    return LocalCache()
+
+
+def test_both_are_written_and_the_old_one_answers_at_first(old, new):
+    """A switch-over that begins with another answer is no comparison."""
+    cache = SideBySide(old, new)
+    key = cache.generate_key("c1", limit=3)
+    value = [1, 2]
+    cache.set(key, value)
+    assert cache.get(key) is value
+    assert new.get(key) == value
+    found = cache.comparison()
+    assert (found.reads, found.equal, found.different) == (1, 1, 0)
+
+
+def test_all_keys_come_from_the_new_one_at_the_end(old, new):
+    """Whoever removes the old cache must have seen the new one answer for everything."""
+    cache = SideBySide(old, new, share=1.0)
+    cache.set("k", [1])
+    old.kept["k"] = ["old"]
+    assert cache.get("k") == [1]
+    assert cache.get("absent") is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_a_share_of_the_keys_comes_from_the_new_one(share, old, new):
+    """Ten percent that are sixty would be an outage for sixty."""
+    cache = SideBySide(old, new, share=share)
+    for number in range(1000):
+        old.kept[f"k{number}"] = "old"
+        new.set(f"k{number}", "new")
+    answers = [cache.get(f"k{number}") for number in range(1000)]
+    assert abs(answers.count("new") / 1000 - share) < 0.05
+
+
+def test_a_key_in_the_share_stays_there_while_it_grows(old, new):
+    """Going back and forth between two caches shows a user two answers in turn."""
+    cache = SideBySide(old, new)
+    keys = [f"k{number}" for number in range(300)]
+    for key in keys:
+        old.kept[key] = "old"
+        new.set(key, "new")
+    before = set()
+    for share in (0.1, 0.3, 0.7, 1.0):
+        cache.share = share
+        chosen = {key for key in keys if cache.get(key) == "new"}
+        assert before <= chosen
+        before = chosen
+
+
+def test_the_kill_switch_leaves_the_old_one_alone(old, new):
+    """The way back has to work at the moment when the new one is in trouble."""
+    cache = SideBySide(old, new, share=1.0)
+    cache.set("k", 1)
+    cache.enabled = False
+    old.kept["k"] = "old"
+    assert cache.get("k") == "old"
+    cache.set("only", 2)
+    assert new.get("only") is None
+    assert cache.comparison().reads == 0
+    cache.enabled = True
+    assert cache.get("k") == 1
+
+
+def test_every_way_two_answers_can_compare_is_counted(old, new, caplog):
+    """A difference nobody counts is found by a customer."""
+    cache = SideBySide(old, new)
+    old.kept.update(same=1, other="secret-1", gone=3)
+    new.set_many({"same": 1, "other": "secret-2", "fresh": 4})
+    with caplog.at_level(logging.WARNING):
+        for key in ("same", "other", "gone", "fresh", "never"):
+            cache.get(key)
+    found = cache.comparison()
+    assert (found.equal, found.different, found.only_old, found.only_new, found.neither) == (
+        1, 1, 1, 1, 1,
+    )  # fmt: skip
+    assert found.reads == 5
+    assert found.old_s > 0.0
+    assert found.new_s > 0.0
+    assert "different values" in caplog.text
+    assert "secret" not in caplog.text
+    assert "other" not in caplog.text.split("jmcache.migration")[-1].replace("the other", "")
+
+
+def test_values_the_new_one_cannot_keep_are_counted_by_place_and_type(old, new):
+    """They are the work to be done before the switch."""
+    cache = SideBySide(old, new)
+    cache.set("a", {"when": object()})
+    cache.set("b", {"when": object()})
+    [(where, count)] = cache.comparison().unserializable.items()
+    assert "when" in where
+    assert "object" in where
+    assert count == 2
+
+
+def test_callers_that_change_what_they_were_given_are_counted(old, new):
+    """They share changes through the old cache, and will not through the new one."""
+    cache = SideBySide(old, new)
+    cache.set("k", [1])
+    cache.get("k").append(2)
+    cache.get("k")
+    cache.get("k")
+    assert cache.comparison().mutated == 1
+
+
+def test_a_new_cache_without_redis_costs_no_answer(old, free_port_settings):
+    """The old cache needs no Redis, and must not begin to need one."""
+    with RedisCacheFactory.create_cache(free_port_settings) as new:
+        cache = SideBySide(old, new)
+        cache.set("k", 1)
+        assert cache.get("k") == 1
+        assert cache.comparison().unavailable == 1
+
+
+@pytest.fixture
+def free_port_settings(tmp_path):
+    return CacheSettings(unix_socket_path=str(tmp_path / "nobody.sock"))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, True, "1"])
+def test_a_share_that_is_none_is_refused_by_name(share, old, new):
+    """Percent given as 10 would be everything."""
+    with pytest.raises(ValueError, match="share: a number from 0 to 1"):
+        SideBySide(old, new, share=share)
+
+
+def test_coroutines_have_the_same():
+    """The old cache of the service is awaited."""
+
+    class AwaitedCache(ResultsCache):
+        async def get(self, key):
+            return super().get(key)
+
+        async def set(self, key, value):
+            super().set(key, value)
+
+        async def generate_key(self, *args, **kwargs):
+            return super().generate_key(*args, **kwargs)
+
+    async def use():
+        old, new = AwaitedCache(), AsyncRedisCache(LocalCache())
+        cache = AsyncSideBySide(old, new)
+        key = await cache.generate_key("c1")
+        await cache.set(key, [1])
+        assert await cache.get(key) == [1]
+        cache.share = 1.0
+        old.kept[key] = ["old"]
+        assert await cache.get(key) == [1]
+        cache.enabled = False
+        assert await cache.get(key) == ["old"]
+        found = cache.comparison()
+        assert (found.equal, found.different) == (1, 1)
+
+    asyncio.run(use())
