@@ -7,9 +7,10 @@ thread's bell is a bare lock, a coroutine's tells its event loop.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from jmcache.deadline import Deadline
 from jmcache.fork import renew_in_child
@@ -19,11 +20,26 @@ _LOOK_AGAIN_S = 0.02  # a bell that was lost to an interrupted thread costs no m
 Bell = Callable[[], object]
 
 
+class Crew(dict[Any, "Flight"]):
+    """The flights that somebody leads, by key.
+
+    An exception from a signal handler may tear a leader away before any clean-up. So a flight lasts
+    no longer than its crew, which nobody but its leader has.
+    """
+
+    def lead(self, flights: Mapping[Any, Flight]) -> Self:
+        """Lead *flights* from now on, whoever did so before."""
+        self.update(flights)
+        for flight in flights.values():
+            flight.crew = weakref.ref(self)
+        return self
+
+
 class Flight:
     """One load under way. Its leader makes it and ends it; everybody else waits for the end.
 
     Attributes:
-        ended: True once there is nothing to wait for any more.
+        crew: Its leader's.
         result: What *land* was given, in a tuple of one; None without.
         error: What *crash* was given; None without. Neither of the two: the leader gave up, and
             whoever waited has to see for itself.
@@ -31,30 +47,36 @@ class Flight:
             begun. Set by the leader.
     """
 
-    __slots__ = ("_bells", "ended", "error", "mark", "result")
+    __slots__ = ("_bells", "_is_over", "crew", "error", "mark", "result")
 
-    def __init__(self) -> None:
-        self.ended = False
+    def __init__(self, crew: Crew) -> None:
+        self.crew = weakref.ref(crew)
+        self._is_over = False
         self.result: tuple[Any] | None = None
         self.error: Exception | None = None
         self.mark: Any = None
         self._bells: deque[Bell] = deque()
 
+    @property
+    def ended(self) -> bool:
+        """True once there is nothing to wait for any more."""
+        return self._is_over or self.crew() is None
+
     def land(self, result: Any) -> None:
         """End it with a result. Only the first end counts."""
-        if not self.ended:
+        if not self._is_over:
             self.result = (result,)
             self.end()
 
     def crash(self, error: Exception) -> None:
         """End it with what the loader raised. Only the first end counts."""
-        if not self.ended:
+        if not self._is_over:
             self.error = error
             self.end()
 
     def end(self) -> None:
         """End it, with nothing to show unless that was said before. Idempotent."""
-        self.ended = True
+        self._is_over = True
         self._ring_all()
 
     def when_ended(self, ring: Bell) -> None:
@@ -94,7 +116,11 @@ class Flights:
 
     def board(self, name: bytes, mine: Flight) -> Flight:
         """Return the flight of *name*: *mine*, to be led by the caller, if there was none."""
-        return self._flights.setdefault(name, mine)
+        flight = self._flights.setdefault(name, mine)
+        if flight.ended:  # and its leader was torn away, or is about to take it off
+            self._flights[name] = mine
+            return mine
+        return flight
 
     def replace(self, name: bytes, mine: Flight) -> None:
         """Make *mine* the flight of *name*; who is on another stays there."""
@@ -116,7 +142,8 @@ class Flights:
         self._flights.clear()
 
     def __len__(self) -> int:
-        return len(self._flights)
+        """How many are under way."""
+        return sum(not flight.ended for flight in list(self._flights.values()))
 
     def _renew_in_child(self) -> None:
         self._flights = {}

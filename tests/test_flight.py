@@ -12,7 +12,9 @@ import pytest
 from computing_kit import SOON_S
 
 from jmcache.deadline import Deadline
-from jmcache.flight import Flight, Flights
+from jmcache.flight import Crew, Flight, Flights
+
+CREW = Crew()  # of leaders that nothing happens to
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def flights() -> Flights:
 
 def test_the_first_to_board_leads_and_the_others_are_on_its_flight(flights: Flights) -> None:
     """Two leaders are two loads."""
-    mine, theirs = Flight(), Flight()
+    mine, theirs = Flight(CREW), Flight(CREW)
     assert flights.board(b"k", mine) is mine
     assert flights.board(b"k", theirs) is mine
     assert flights.board(b"other", theirs) is theirs
@@ -40,7 +42,7 @@ def test_of_many_threads_exactly_one_leads(flights: Flights) -> None:
                 start = threading.Barrier(8)
 
                 def board(name: bytes = b"%d" % turn, start: threading.Barrier = start) -> bool:
-                    mine = Flight()
+                    mine = Flight(CREW)
                     start.wait(SOON_S)
                     return flights.board(name, mine) is mine
 
@@ -52,7 +54,7 @@ def test_of_many_threads_exactly_one_leads(flights: Flights) -> None:
 
 def test_a_result_reaches_whoever_waits() -> None:
     """A waiter that is not woken waits until its deadline."""
-    flight = Flight()
+    flight = Flight(CREW)
     with ThreadPoolExecutor(4) as threads:
         waits = [threads.submit(flight.wait, Deadline(SOON_S)) for _ in range(4)]
         flight.land(None)
@@ -62,13 +64,13 @@ def test_a_result_reaches_whoever_waits() -> None:
 
 def test_only_the_first_end_counts() -> None:
     """A result that turns into another one, or into an error, was handed out already."""
-    flight = Flight()
+    flight = Flight(CREW)
     flight.land(1)
     flight.land(2)
     flight.crash(ValueError())
     flight.end()
     assert (flight.result, flight.error, flight.ended) == ((1,), None, True)
-    crashed = Flight()
+    crashed = Flight(CREW)
     error = ValueError()
     crashed.crash(error)
     crashed.land(1)
@@ -77,7 +79,7 @@ def test_only_the_first_end_counts() -> None:
 
 def test_a_leader_that_gives_up_tells_so(flights: Flights) -> None:
     """Whoever waits has to see for itself, at once."""
-    flight = Flight()
+    flight = Flight(CREW)
     flights.board(b"k", flight)
     with ThreadPoolExecutor(1) as threads:
         wait = threads.submit(flight.wait, Deadline(SOON_S))
@@ -90,14 +92,14 @@ def test_a_leader_that_gives_up_tells_so(flights: Flights) -> None:
 def test_a_wait_ends_with_its_deadline() -> None:
     """A loader that hangs must not hang everybody."""
     began = time.monotonic()
-    assert Flight().wait(Deadline(0.05)) is False
+    assert Flight(CREW).wait(Deadline(0.05)) is False
     assert time.monotonic() - began >= 0.05
-    assert Flight().wait(Deadline.over()) is False
+    assert Flight(CREW).wait(Deadline.over()) is False
 
 
 def test_who_comes_after_the_end_does_not_wait() -> None:
     """Between a look at *ended* and the bell, the flight may have landed."""
-    flight = Flight()
+    flight = Flight(CREW)
     flight.land(1)
     assert flight.wait(Deadline.over()) is True
     rung = []
@@ -107,12 +109,12 @@ def test_who_comes_after_the_end_does_not_wait() -> None:
 
 def test_leaving_takes_off_no_flight_but_ones_own(flights: Flights) -> None:
     """A leader that was overtaken would let a third one begin beside the second."""
-    old, new = Flight(), Flight()
+    old, new = Flight(CREW), Flight(CREW)
     flights.board(b"k", old)
     flights.replace(b"k", new)
     flights.leave(b"k", old)
     assert old.ended
-    assert flights.board(b"k", Flight()) is new
+    assert flights.board(b"k", Flight(CREW)) is new
     flights.leave(b"k", new)
     flights.leave(b"k", new)
     assert len(flights) == 0
@@ -120,7 +122,7 @@ def test_leaving_takes_off_no_flight_but_ones_own(flights: Flights) -> None:
 
 def test_a_voided_flight_goes_on_for_who_is_on_it_and_takes_nobody_else(flights: Flights) -> None:
     """Whoever comes after a delete must not get what was loaded before it."""
-    old, new = Flight(), Flight()
+    old, new = Flight(CREW), Flight(CREW)
     flights.board(b"k", old)
     flights.void(b"k")
     flights.void(b"nobody")
@@ -132,10 +134,39 @@ def test_a_voided_flight_goes_on_for_who_is_on_it_and_takes_nobody_else(flights:
 
 def test_a_forked_child_waits_for_no_flight_of_its_parent(flights: Flights) -> None:
     """The thread that leads it is not there: it would wait for ever."""
-    flights.board(b"k", Flight())
+    flights.board(b"k", Flight(CREW))
     pid = os.fork()
     if pid == 0:
-        mine = Flight()
+        mine = Flight(CREW)
         os._exit(0 if flights.board(b"k", mine) is mine else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert len(flights) == 1
+
+
+def test_a_flight_whose_leader_was_torn_away_has_ended(flights: Flights) -> None:
+    """A signal handler's exception may come before any clean-up: who waits would wait on."""
+    crew = Crew()
+    crew["k"] = Flight(crew)
+    flights.board(b"k", crew["k"])
+    joined = flights.board(b"k", Flight(CREW))
+    assert joined is crew["k"]
+    assert len(flights) == 1
+    with ThreadPoolExecutor(1) as threads:
+        wait = threads.submit(joined.wait, Deadline(SOON_S))
+        del crew
+        assert wait.result(SOON_S) is True
+    assert (joined.result, joined.error) == (None, None)
+    assert len(flights) == 0
+    mine = Flight(CREW)
+    assert flights.board(b"k", mine) is mine
+
+
+def test_a_flight_that_was_handed_on_lasts_with_its_new_crew() -> None:
+    """A load that outlives its caller is led on another thread."""
+    crew = Crew()
+    crew["k"] = flight = Flight(crew)
+    others = Crew().lead(crew)
+    del crew
+    assert not flight.ended
+    del others
+    assert flight.ended

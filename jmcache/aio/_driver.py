@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 _NO_LIMIT_S = 10 * 86_400.0
 _LOADER_THREADS = 32  # for loaders that are plain functions: theirs, so that they hold up no call
+_LOOK_AGAIN_S = 0.5
 _TASKS = 256  # computations in the background of one loop; more are skipped or taken by the caller
 
 
@@ -81,6 +82,9 @@ class Driver:
                 work = partial(step.loader, step.looks)
                 loaded = await _done(self._loaders.begin(work, Deadline(_NO_LIMIT_S)))
             return await loaded if inspect.isawaitable(loaded) else loaded
+        except BaseException as error:
+            step.failure = id(error)
+            raise
         finally:
             loading.reset(before)
 
@@ -96,11 +100,10 @@ async def _join(flight: Flight, seconds: float) -> bool:
     loop = asyncio.get_running_loop()
     bell = loop.create_future()
     flight.when_ended(partial(_ring, loop, weakref.ref(bell)))
-    try:
-        async with asyncio.timeout(seconds):
-            await bell
-    except TimeoutError:
-        pass
+    until = Deadline(seconds) if seconds > 0.0 else Deadline.over()
+    while not (flight.ended or until.expired):
+        # Nobody rings for a leader that was torn away.
+        await asyncio.wait([bell], timeout=min(_LOOK_AGAIN_S, until.remaining()))
     return flight.ended
 
 

@@ -32,11 +32,10 @@ from jmcache.cache._lead import (
     Workshop,
 )
 from jmcache.cache._look import Key, Look
-from jmcache.cache._plan import is_limit
 from jmcache.cache._steps import Join, Load, Steps, loading
 from jmcache.deadline import Deadline
 from jmcache.errors import LoaderTimeoutError
-from jmcache.flight import Flight
+from jmcache.flight import Crew, Flight
 from jmcache.outcome import Outcome
 
 _XFETCH_BETA = 1.0
@@ -109,7 +108,7 @@ class Computation:
 
     def _fly(self, missing: Looks) -> Steps[Results]:
         until, turns = Deadline(self._plan.lock_timeout), HOLDERS
-        mine: dict[Key, Flight] = {}
+        mine = Crew()
         late: dict[Key, Flight] = {}  # waited for long enough
         waited_for: set[bytes] = set()  # those who hold the leases for them
         results: Results = {}
@@ -150,14 +149,14 @@ class Computation:
             self._leave(mine)
 
     def _board(
-        self, looks: Looks, mine: dict[Key, Flight], late: dict[Key, Flight]
+        self, looks: Looks, mine: Crew, late: dict[Key, Flight]
     ) -> dict[Key, tuple[Flight, Mark | None]]:
         """Lead the flights that nobody else does, or that are of no use; return the others."""
         flights = self._shop.flights
         self._leave(mine)
         joined: dict[Key, tuple[Flight, Mark | None]] = {}
         for key, look in looks.items():
-            mine[key] = Flight()  # known before it is anybody's
+            mine[key] = Flight(mine)  # known before it is anybody's
             flight = flights.board(key.name, mine[key])
             if flight is mine[key]:
                 continue
@@ -172,22 +171,23 @@ class Computation:
                 joined[key] = flight, flight.mark
         return joined
 
-    def _leave(self, mine: dict[Key, Flight]) -> None:
+    def _leave(self, mine: Crew) -> None:
         while mine:
             key = next(iter(mine))
             self._shop.flights.leave(key.name, mine[key])
             del mine[key]
 
-    def _lead(
-        self, mine: dict[Key, Flight], looks: Looks, waited_for: Iterable[bytes]
-    ) -> Steps[Results]:
+    def _lead(self, mine: Crew, looks: Looks, waited_for: Iterable[bytes]) -> Steps[Results]:
         plan = self._plan
         fallback = all([self._is_fallback(look) for look in looks.values()])
         limits = [plan.loader_timeout, plan.soft_timeout if fallback else None]
         limit_s = min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
-        flights = dict(mine)
+        flights: dict[Key, Flight] = dict(mine)
         seen = limit_s == _NO_LIMIT_S and not self._detached
-        if seen or not self._spawn(self._lead_unseen(dict(mine), looks, waited_for), awaited=True):
+        if seen or not self._spawn(
+            self._lead_unseen(Crew().lead(mine), looks, waited_for), awaited=True
+        ):
+            mine.lead(flights)
             lead = Lead(self._shop, self._order, mine)
             return (yield from lead.steps(looks, waited_for=waited_for))
         mine.clear()  # they are led, and left, in the background
@@ -207,15 +207,13 @@ class Computation:
                 results[key] = flight.result[0]  # loaded for this caller: the others get copies
         return results
 
-    def _lead_unseen(
-        self, mine: dict[Key, Flight], looks: Looks, waited_for: Iterable[bytes]
-    ) -> Steps[None]:
+    def _lead_unseen(self, mine: Crew, looks: Looks, waited_for: Iterable[bytes]) -> Steps[None]:
         """Lead in the background, for whoever waits or comes later."""
+        lead = Lead(self._shop, self._order, mine)
         try:
-            lead = Lead(self._shop, self._order, mine)
             yield from lead.steps(looks, waited_for=waited_for)
         except Exception as error:
-            if is_limit(error):
+            if not lead.is_failure(error):
                 raise
             self._shop.note("load_failed")  # whoever waits is told by the flight
         finally:
@@ -232,40 +230,40 @@ class Computation:
 
     def _refresh_soon(self, stale: Looks) -> Steps[None]:
         """See to it that somebody refreshes the values, without waiting for that."""
-        steps = self._refresh(stale) if self._refresher is None else self._pass_on(stale)
+        if self._refresher is None:
+            steps = self._refresh(stale)
+        else:
+            steps = self._pass_on(stale, self._refresher)
         if self._plan.refresh == "inline":
             yield from steps
         elif not self._spawn(steps):
             self._shop.note("refresh_skipped")
 
-    def _pass_on(self, stale: Looks) -> Steps[None]:
+    def _pass_on(self, stale: Looks, refresher: Callable[[], object]) -> Steps[None]:
         """Have the values refreshed elsewhere, if nobody else was asked to within lock_timeout."""
-        refresher = self._refresher
         lead = Lead(self._shop, self._order, {})
         try:
-            if refresher is not None and (yield from lead.reserve(stale)):
-                self._shop.note("refresh")
-                yield Load(lambda _: refresher(), stale, ())
+            yield from lead.hand_over(stale, refresher)
         except Exception as error:
-            lead.give_back(stale)
-            if is_limit(error):
+            if not lead.is_failure(error):
                 raise
             self._shop.note("refresh_failed")
 
     def _refresh(self, stale: Looks) -> Steps[None]:
         """Be the one who refreshes the values, if nobody is yet."""
-        mine: dict[Key, Flight] = {}
+        mine = Crew()
+        lead = Lead(self._shop, self._order, mine)
         try:
             for key in stale:
-                mine[key] = Flight()
+                mine[key] = Flight(mine)
                 if self._shop.flights.board(key.name, mine[key]) is not mine[key]:
                     del mine[key]
             if mine:
                 looks = {key: stale[key] for key in mine}
                 self._shop.note("refresh")
-                yield from Lead(self._shop, self._order, mine).steps(looks, wait=False)
+                yield from lead.steps(looks, wait=False)
         except Exception as error:
-            if is_limit(error):
+            if not lead.is_failure(error):
                 raise
             self._shop.note("refresh_failed")
         finally:

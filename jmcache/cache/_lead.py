@@ -201,6 +201,11 @@ class Lead:
         self._token = secrets.token_bytes(16)
         self._held: set[Key] = set()  # whose leases may be ours
         self._results: Results = {}
+        self._failure = 0  # what the loader raised, as its id
+
+    def is_failure(self, error: Exception) -> bool:
+        """Is *error* what the loader raised, or one of ours?"""
+        return not is_limit(error) and (id(error) == self._failure or isinstance(error, RedisError))
 
     def steps(
         self, looks: Looks, *, wait: bool = True, waited_for: Iterable[bytes] = ()
@@ -221,18 +226,20 @@ class Lead:
         finally:
             self._free(self._held, 0.0)
 
-    def reserve(self, looks: Looks) -> Steps[bool]:
-        """Take the leases for whoever is asked to load elsewhere; False if somebody has them all.
+    def hand_over(self, looks: Looks, refresher: Callable[[], object]) -> Steps[None]:
+        """Take the leases for whoever refreshes elsewhere, and have that begun by *refresher*.
 
-        Nobody gives them back: who loads by force, or sets, voids them, or they end.
+        Not if others have them all. Nobody gives them back: who loads by force, or sets, voids
+        them, or they end.
         """
-        taken = yield from self._take(looks, False)
-        self._held.clear()
-        return any([ours for ours, _ in taken.values()])
-
-    def give_back(self, looks: Looks) -> None:
-        """Give back what was reserved."""
-        self._free(looks, 0.0)
+        try:
+            taken = yield from self._take(looks, False)
+            if any([ours for ours, _ in taken.values()]):
+                self._shop.note("refresh")
+                yield from self._call(Load(lambda _: refresher(), looks, ()))
+            self._held.clear()
+        finally:
+            self._free(self._held, 0.0)
 
     def _lead(self, looks: Looks, wait: bool, waited_for: set[bytes]) -> Steps[None]:
         until = Deadline.over() if waited_for else Deadline(self._plan.lock_timeout)
@@ -330,10 +337,12 @@ class Lead:
                 self._overloaded(looks)
                 return
             began = shop.clock()
+            names = tuple([key.name for key in looks])
             try:
-                names = tuple([key.name for key in looks])
-                loaded: Loaded = yield Load(self._order.loader, looks, names)
-            except Exception as error:  # noqa: BLE001 - raised again, unless an old value covers it
+                loaded: Loaded = yield from self._call(Load(self._order.loader, looks, names))
+            except Exception as error:
+                if id(error) != self._failure:
+                    raise
                 self._failed(looks, error)
                 return
             cost_s = shop.clock() - began
@@ -350,6 +359,13 @@ class Lead:
             ]
             if entries:
                 yield from self._store(entries)
+
+    def _call(self, load: Load) -> Steps[Any]:
+        try:
+            answer = yield load
+            return answer
+        finally:
+            self._failure = load.failure
 
     def _pack(self, values: Mapping[Key, Any]) -> dict[Key, bytes]:
         bodies = {}

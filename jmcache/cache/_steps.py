@@ -50,13 +50,19 @@ class Pause:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Load:
-    """Call the loader with *looks*, as one that loads *names*."""
+    """Call the loader with *looks*, as one that loads *names*.
+
+    Attributes:
+        failure: What it raised, as its id: itself, it would keep its frames alive. Any other
+            exception came from a signal handler, and is the business of whoever it interrupted.
+    """
 
     loader: Callable[[Any], Any]
     looks: Any
     names: tuple[bytes, ...]
+    failure: int = 0
 
 
 Step = Ask | Join | Pause | Load
@@ -88,11 +94,18 @@ def _take(step: Step) -> Any:
         return step.seconds > 0.0 and step.flight.wait(Deadline(step.seconds))
     if isinstance(step, Pause):
         return time.sleep(step.seconds)
-    before = loading.set(loading.get().union(step.names))
+    # In a context of its own: an exception from a signal handler may come before any clean-up, and
+    # a name that stays behind would be loaded by this thread at each call from then on.
     try:
-        loaded = step.loader(step.looks)
-    finally:
-        loading.reset(before)
+        loaded = contextvars.copy_context().run(_load, step)
+    except BaseException as error:
+        step.failure = id(error)
+        raise
     if inspect.isawaitable(loaded):
         raise TypeError("loader: what it returns has to be awaited; use AsyncRedisCache")
     return loaded
+
+
+def _load(step: Load) -> Any:
+    loading.set(loading.get().union(step.names))
+    return step.loader(step.looks)

@@ -344,7 +344,7 @@ class Stops:
             steal=steal,
         )
         looks = self._judge(keys, found, asked_at, counters, deadline, validate)
-        if any(look.generation is None for look in looks):
+        if any([look.generation is None for look in looks]):
             generation = self.generation(tags, deadline)
             looks = [look._replace(generation=generation) for look in looks]
         # It may be held already: the answer to an earlier attempt was lost.

@@ -141,7 +141,7 @@ class Cluster:
     def impaired(self) -> bool:
         """Is a master not asked at the moment?"""
         members = map(self._members.get, self._guide.masters)
-        return any(member is not None and not member.guard.is_closed for member in members)
+        return any([member is not None and not member.guard.is_closed for member in members])
 
     def usage(self) -> PoolUsage:
         """Return how many connections there are, to all nodes."""
@@ -214,7 +214,7 @@ class Cluster:
         problems = [one for one in answers if isinstance(one, RedisError)]
         answered = [one for one in problems if isinstance(one, RedisRejectedError)]
         if errands and len(problems) == len(answers) and not answered:
-            raise next((one for one in problems if one.trips), problems[0])
+            raise [*[one for one in problems if one.trips], problems[0]][0]
         return answers
 
     def _round(self, errands: list[_Errand], deadline: Deadline) -> list[_Errand]:

@@ -98,7 +98,7 @@ class Credentials(LookUp[Pair]):
 
     def _judge(self, answer: Any) -> Pair:
         given = answer if isinstance(answer, tuple) else (answer,)
-        if len(given) not in (1, 2) or not all(isinstance(one, str) for one in given):
+        if len(given) not in (1, 2) or not all([isinstance(one, str) for one in given]):
             raise RedisConfigurationError(
                 "password: its function returns the password, or the pair of user and password, as"
                 f" text; not {type(answer).__name__}"

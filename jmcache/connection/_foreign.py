@@ -90,5 +90,5 @@ def _is_reply_to(asked: bytes, reply: Reply) -> bool:
     if asked == NUMBER:
         return type(reply) is int
     if isinstance(reply, list):
-        return asked == values(len(reply)) and all(_is_reply_to(VALUE, one) for one in reply)
+        return asked == values(len(reply)) and all([_is_reply_to(VALUE, one) for one in reply])
     return type(reply) is bytes and asked == b"+" + reply

@@ -75,7 +75,7 @@ class Sentinels(LookUp[Found]):
         self._nodes.sort(key=lambda node: node is not right)
         found = literal(host, port) or look_up(host, port)
         before = self._last_found
-        if before and {one.place for one in before}.isdisjoint(one.place for one in found):
+        if before and {one.place for one in before}.isdisjoint([one.place for one in found]):
             self.on_move()
         return found
 

@@ -160,7 +160,7 @@ def exchange(parts: Sequence[Part], deadline: Deadline) -> None:
                 part.give_back()
     finally:
         interrupt: BaseException | None = None
-        while any(part.holds_connection for part in parts):  # interrupted in the lines above
+        while any([part.holds_connection for part in parts]):  # interrupted in the lines above
             try:
                 for part in parts:
                     part.discard()
