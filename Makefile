@@ -8,7 +8,7 @@ python := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint bench soak endurance mutants faults-table docs clean
+.PHONY: help demo test test-all lint bench bench-stampede soak endurance mutants faults-table docs clean
 
 help: ## Show this list
 	@echo "make VERB [ARGS='...'] [PYTHON=/path/to/python3]"
@@ -44,6 +44,10 @@ faults-table: .venv/.stamp-test ## Run the fault matrix and write its table into
 soak: .venv/.stamp-test ## Use it for ten minutes while everything breaks (ARGS="--seconds 60 --seed 7", --peers)
 	@.ci/server.sh
 	@PYTHONPATH=tests $(python) -m soak $(ARGS)
+
+bench-stampede: .venv/.stamp-test ## Many processes ask for one key at once: jmcache beside its peers (ARGS=--quick)
+	@.ci/server.sh
+	@PYTHONPATH=tests $(python) -m benchmarks.stampede $(ARGS)
 
 endurance: .venv/.stamp-test ## Fork, interrupt, recover and queue at length, against figures (half an hour; ARGS="forks --times 500")
 	@.ci/server.sh

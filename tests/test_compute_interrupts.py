@@ -66,7 +66,7 @@ class Bench:
     def idle(self) -> None:
         """Whatever was done in the background is over."""
         done = threading.Event()
-        while not self.cache._shop.background.submit(done.set):
+        while not self.cache._shop.returns.submit(done.set):
             pass
         assert done.wait(10)
 

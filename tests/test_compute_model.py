@@ -145,6 +145,7 @@ class World:
         cache = LocalCache(settings=settings, store=store, clock=lambda: 1000.0)
         object.__setattr__(cache._shop, "flights", Watched(self.run))
         object.__setattr__(cache._shop, "background", self)
+        object.__setattr__(cache._shop, "returns", self)
         return cache
 
     def submit(self, work: Callable[[], object]) -> bool:

@@ -6,6 +6,7 @@ Two caches stand for two processes: *here* asks through a proxy that holds singl
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -260,3 +261,18 @@ def test_a_load_under_way_is_shared_while_redis_is_away(stage: Stage) -> None:
     loader.may_end.set()
     assert [future.result(SOON_S) for future in asking] == ["value"] * 8
     assert loader.runs == 1
+
+
+def test_a_lease_is_given_back_however_long_refreshes_take(stage: Stage) -> None:
+    """In one queue with them, or left out of it, it would be waited for until it ends."""
+    here, there = stage.caches()
+    over = threading.Event()
+    while here._shop.background.submit(lambda: over.wait(SOON_S)):
+        pass
+    try:
+        with pytest.raises(ZeroDivisionError):
+            stage.begin(here, Loader(ZeroDivisionError())).result(SOON_S)
+        wait_until(lambda: not stage.leases())
+        assert stage.begin(there, Loader("there's")).result(SOON_S) == "there's"
+    finally:
+        over.set()

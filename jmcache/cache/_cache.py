@@ -46,6 +46,7 @@ Timeout = float | Deadline | None
 NO_DEFAULT: Final = object()  # "no default was given", where None may be one
 _BACKGROUND_THREADS = 4  # refreshes at one time
 _BACKGROUND_QUEUE = 64  # refreshes waiting for one of them; more are skipped
+_RETURNS_QUEUE = 10_000  # leases to be given back, a round trip each; more end by themselves
 _LOAD_THREADS = 32  # loads at one time that may outlive their caller's patience
 _LOAD_QUEUE = 64  # such loads waiting for a thread; more run on their caller's own
 
@@ -86,6 +87,7 @@ class Cache:
             Flights(),
             LoadGuard(stops.settings.max_outage_loads),
             Background(_BACKGROUND_THREADS, _BACKGROUND_QUEUE),
+            Background(1, _RETURNS_QUEUE),
             stops.monitor.note,
         )
         # Apart from refreshes: those may wait, while somebody waits for each of these.

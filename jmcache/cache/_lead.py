@@ -104,7 +104,9 @@ class Workshop:
         stops: The way to the store.
         flights: The loads under way in this process.
         guard: Who may load while Redis is away.
-        background: Where work is done that nobody waits for.
+        background: Where stale values are refreshed.
+        returns: Where leases are given back: apart from refreshes, which may take long, while
+            everybody else waits for a lease that nobody uses any more.
         note: Told what happened, in a word.
         clock: Seconds, never going back.
     """
@@ -113,6 +115,7 @@ class Workshop:
     flights: Flights
     guard: LoadGuard
     background: Background
+    returns: Background
     note: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
 
@@ -475,7 +478,7 @@ class Lead:
         if keys:
             self._held.difference_update(keys)
             free, timeout_s = self._shop.stops.free, self._order.timeout_s
-            self._shop.background.submit(
+            self._shop.returns.submit(
                 lambda: _quietly(lambda: free(keys, token, cool_s, Deadline(timeout_s)))
             )
 

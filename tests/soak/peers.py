@@ -32,13 +32,13 @@ _FOLDER = Path(__file__).parents[2] / "build" / "soak-peers"
 
 def plans(plan: Plan) -> Iterator[Plan]:
     """Yield jmcache's plan and then the same for each peer."""
-    python = str(_installed())
+    python = str(installed())
     yield plan
     for peer in PEERS:
         yield replace(plan, contenders=(peer, peer), python=python)
 
 
-def _installed() -> Path:
+def installed() -> Path:
     """Return the interpreter that has them all, after making it where it is not there yet."""
     python = _FOLDER / "bin" / "python"
     stamp = _FOLDER / "pinned.txt"
