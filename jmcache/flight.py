@@ -117,7 +117,7 @@ class Flights:
     def board(self, name: bytes, mine: Flight) -> Flight:
         """Return the flight of *name*: *mine*, to be led by the caller, if there was none."""
         flight = self._flights.setdefault(name, mine)
-        if flight.ended:  # and its leader was torn away, or is about to take it off
+        if flight.crew() is None:
             self._flights[name] = mine
             return mine
         return flight
@@ -142,8 +142,8 @@ class Flights:
         self._flights.clear()
 
     def __len__(self) -> int:
-        """How many are under way."""
-        return sum(not flight.ended for flight in list(self._flights.values()))
+        """How many somebody leads."""
+        return sum([flight.crew() is not None for flight in list(self._flights.values())])
 
     def _renew_in_child(self) -> None:
         self._flights = {}
