@@ -32,29 +32,17 @@ class Replica:
         self.cache = CONTENDERS[name](port)
         self.awaited = getattr(self.cache, "awaited", False)
         self.scene = scene
+        self.here = range(scene["first"], scene["first"] + scene["here"])
         self.loads: list[float] = []  # when each ended
         self.calls: list[tuple[float, float]] = []  # when each began, and ended
         self.errors: dict[str, int] = {}
 
     def run(self) -> dict[str, Any]:
-        self.warm_up()
-        print("ready", flush=True)
-        begin = float(sys.stdin.readline())
         if self.awaited:
-            asyncio.run(self.on_a_loop(begin))
+            asyncio.run(self.on_a_loop())
         else:
-            self.on_threads(begin)
+            self.on_threads()
         return {"loads": self.loads, "calls": self.calls, "errors": self.errors}
-
-    def warm_up(self) -> None:
-        """Have a connection and whatever is imported late."""
-        if self.awaited:
-            asyncio.run(self.cache.get("warm", self.load_warm, 60))
-        else:
-            self.cache.get("warm", lambda: 1, 60)
-
-    async def load_warm(self) -> int:
-        return 1
 
     # What a caller does
 
@@ -86,11 +74,10 @@ class Replica:
         self.loads.append(time.monotonic())
         return _VALUE
 
-    def on_threads(self, begin: float) -> None:
-        threads = [
-            threading.Thread(target=self.ask, args=(begin, first))
-            for first in range(self.scene["first"], self.scene["first"] + self.scene["here"])
-        ]
+    def on_threads(self) -> None:
+        self.cache.get("warm", lambda: 1, 60)  # so that a connection is there
+        begin = told_when()
+        threads = [threading.Thread(target=self.ask, args=(begin, caller)) for caller in self.here]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -106,9 +93,13 @@ class Replica:
                 self.note(error)
             self.calls.append((began, time.monotonic()))
 
-    async def on_a_loop(self, begin: float) -> None:
-        here = range(self.scene["first"], self.scene["first"] + self.scene["here"])
-        await asyncio.gather(*[self.ask_awaited(begin, caller) for caller in here])
+    async def on_a_loop(self) -> None:
+        await self.cache.get("warm", self.load_warm, 60)
+        begin = await asyncio.to_thread(told_when)
+        await asyncio.gather(*[self.ask_awaited(begin, caller) for caller in self.here])
+
+    async def load_warm(self) -> int:
+        return 1
 
     async def ask_awaited(self, begin: float, caller: int) -> None:
         for at, key, ttl_s in self.plan(caller):
@@ -123,6 +114,11 @@ class Replica:
     def note(self, error: Exception) -> None:
         name = type(error).__name__
         self.errors[name] = self.errors.get(name, 0) + 1
+
+
+def told_when() -> float:
+    print("ready", flush=True)
+    return float(sys.stdin.readline())
 
 
 def main() -> None:
