@@ -7,6 +7,7 @@ import time
 import zlib
 
 from jmcache.cache import Cache
+from jmcache.deadline import Deadline
 from jmcache.keys import KeySpace
 
 COMPRESSED = 0b001
@@ -22,7 +23,7 @@ def entry(cache: Cache, key: str, body: bytes, *, compress: bool = False) -> byt
     _, digest = _spelt(cache, key)
     flags = COMPRESSED if compress else 0
     stored = zlib.compress(body, 9) if compress else body
-    generation = cache._stops._generation or 0  # of the namespace: a counter that is no secret
+    generation = cache._stops.generation((), Deadline(5.0))  # of the namespace: it is no secret
     now_ms = int(time.time() * 1000)
     head = struct.pack(">2sBBQIIQ", b"\xabJ", 1, flags, now_ms, 0, 0, generation)
     rest = digest + b"\0\0" + stored

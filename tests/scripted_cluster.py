@@ -120,6 +120,8 @@ class ScriptedCluster:
             return bulk(values.get(name))
         if words[0] == b"UNLINK":
             return b":%d\r\n" % (values.pop(name, None) is not None)
+        if b"NX" in words and name in values:
+            return bulk(None)
         values[name] = words[2]
         return b"+OK\r\n"
 

@@ -71,7 +71,8 @@ class Client:
             self._sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(OSError):  # an answer to an earlier command has done it
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._sock.close()
 
     def give(self, answer: Answer) -> None:
