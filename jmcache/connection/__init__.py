@@ -8,7 +8,7 @@ _slots       what a cluster says of itself
 _together    exchanges with several servers at the same time
 _node        one server: each verb an exchange: borrow, send, read whole, give back
 _pool        connections and who has them
-_usage       how many there are
+_usage       how many there are, and how long one was waited for
 _connection  one connection: opening it, one exchange over it
 _foreign     the same over a connection class of redis-py's kind, fakeredis's say
 _socket      every wait cut to the deadline
@@ -23,7 +23,6 @@ _translate   their errors into ours
 """
 
 from jmcache.connection._manager import RedisConnectionManager
-from jmcache.connection._pool import waited_s
-from jmcache.connection._usage import PoolUsage
+from jmcache.connection._usage import PoolUsage, waited_s
 
 __all__ = ["PoolUsage", "RedisConnectionManager", "waited_s"]

@@ -20,6 +20,7 @@ from typing import Any
 
 import redis
 
+from jmcache.connection._usage import waited
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisClosedError, RedisPoolExhaustedError
 
@@ -31,20 +32,6 @@ _GONE_AFTER_S = 0.2  # a waiter looks ten times in it, unless its thread was int
 _LOST_AFTER_S = 1.0  # past its call's deadline: whoever had it cannot be using it any more
 _NEVER_MISSED = (math.inf, math.nan)
 _TICKET = operator.attrgetter("ticket")  # in C: a variable of ours would hold the connection
-
-
-class _Waited(threading.local):
-    """What each thread has waited for connections so far."""
-
-    seconds = 0.0
-
-
-_waited = _Waited()
-
-
-def waited_s() -> float:
-    """Seconds that the calling thread has waited for a free connection so far, of any pool."""
-    return _waited.seconds
 
 
 class Ticket(weakref.ref[Any]):
@@ -242,7 +229,7 @@ class Pool(redis.ConnectionPool):
             self._leave(waiter)
         finally:
             self._leave(waiter)  # again, for one who was interrupted in the line above
-            _waited.seconds += time.monotonic() - began
+            waited.seconds += time.monotonic() - began
         if not loan:
             raise RedisPoolExhaustedError(
                 "max_connections: all are in use; more of them, or fewer threads"

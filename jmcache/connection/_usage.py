@@ -1,4 +1,4 @@
-"""How many connections there are, and how often one was out of step."""
+"""How many connections there are, how often one was out of step, how long one was waited for."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ class Tally:
     def add(self) -> None:
         with self._lock:
             self.count += 1
+
+
+class _Waited(threading.local):
+    """What each thread has waited for connections so far."""
+
+    seconds = 0.0
+
+
+waited = _Waited()
+
+
+def waited_s() -> float:
+    """Seconds that the calling thread has waited for a free connection so far, of any pool."""
+    return waited.seconds
