@@ -345,7 +345,7 @@ def test_one_answer_out_of_step_makes_all_connections_suspect(manage: Manage) ->
         pool.borrow(first, soon())
         pool.borrow(second, soon())
         for loan in (first, second):
-            loan[0].exchange(b"*1\r\n$4\r\nPING\r\n", b"+PONG", 1, soon(), 0)
+            loan[0].exchange(b"*1\r\n$4\r\nPING\r\n", (b"+PONG",), soon(), 0)
             pool.give_back(loan)
         assert manager.usage().idle == 2
         with pytest.raises(RedisProtocolError):

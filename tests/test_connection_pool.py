@@ -533,7 +533,7 @@ def test_a_child_keeps_no_descriptor_of_its_parents(manager: RedisConnectionMana
     """A prefork worker that lives for days would keep its parent's connections open."""
     loans = [borrowed(manager._server.pool) for _ in range(3)]
     for loan in loans:
-        loan[0].exchange(b"*1\r\n$4\r\nPING\r\n", b"+PONG", 1, soon(), 0)
+        loan[0].exchange(b"*1\r\n$4\r\nPING\r\n", (b"+PONG",), soon(), 0)
     idle_and_lent = [loan[0]._sock._sock.fileno() for loan in loans]
     manager._server.pool.give_back(loans.pop())
 

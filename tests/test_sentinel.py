@@ -474,7 +474,7 @@ def test_with_passwords_and_tls_all_the_way(tmp_path_factory: pytest.TempPathFac
         with RedisCacheFactory.create_cache(settings, namespace="t") as cache:
             assert cache.set("k", 1)
             assert cache.get("k") == 1
-            assert watched.master().command("DBSIZE") == 1
+            assert watched.master().command("DBSIZE") == 2, "the entry and a counter"
         wrong = CacheSettings.from_url(
             watched.url, tls_ca_certs=str(made.authority), sentinel_password="no"
         )
