@@ -185,10 +185,11 @@ class RedisWriteRefusedError(RedisRejectedError):
 
 
 class RedisNotServedError(RedisRejectedError):
-    """Redis is well, but does not do this for us: rights too narrow, or a key of another node.
+    """Redis is well, but does not do this for us.
 
-    Nothing is held against it, because what it does serve goes on: a user who may only read still
-    reads. Logged once for each operation.
+    Rights too narrow, a key of another node, or a command that it does not know. Nothing is held
+    against it, because what it does serve goes on: a user who may only read still reads. Logged
+    once for each operation.
     """
 
     outcome = Outcome.UNAVAILABLE

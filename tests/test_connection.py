@@ -419,6 +419,8 @@ REFUSALS = [
     ("WRONGTYPE Operation against a key", RedisWrongTypeError, "wrong_type"),
     ("ERR max number of clients reached", RedisConnectionError, "maxclients"),
     ("ERR something new", RedisRejectedError, "rejected"),
+    ("ERR unknown command 'EVAL', with", RedisNotServedError, "unknown_command"),
+    ("ERR unknown command `EVAL`, with", RedisNotServedError, "unknown_command"),
     ("MOVED 3999 127.0.0.1:6381", Redirected, "cluster"),
     ("ASK 3999 127.0.0.1:6381", Redirected, "cluster"),
     ("MOVED 3999", RedisNotServedError, "cluster"),
@@ -426,7 +428,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "kind", "reason"), REFUSALS, ids=[r[0][:12] for r in REFUSALS])
+@pytest.mark.parametrize(("text", "kind", "reason"), REFUSALS, ids=[r[0][:21] for r in REFUSALS])
 def test_each_refusal_has_its_class_and_reason(
     text: str, kind: type[RedisError], reason: str, manage: Manage
 ) -> None:
@@ -482,6 +484,11 @@ def test_each_class_says_what_it_is_evidence_of(
         (exceptions.ConnectionError("x"), RedisConnectionError, "eof"),
         (exceptions.ResponseError("WRONGTYPE x"), RedisWrongTypeError, "wrong_type"),
         (exceptions.ResponseError("x"), RedisRejectedError, "rejected"),
+        (
+            exceptions.ResponseError("unknown command 'eval'"),
+            RedisNotServedError,
+            "unknown_command",
+        ),
         (ConnectionRefusedError(111, "x"), RedisUnreachableError, "refused"),
         (ConnectionResetError(104, "x"), RedisConnectionError, "reset"),
         (OSError(24, "x"), RedisUnreachableError, "descriptors"),

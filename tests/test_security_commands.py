@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from forged import entry, name_of
+from observation import wait_for
 
 import jmcache
 from jmcache import (
@@ -273,6 +274,21 @@ def test_the_documented_user_has_no_right_to_spare(own_server: PrivateServer, ri
             assert stats.events["not_stored"]
         else:
             assert {slot[2] for slot in stats.operations} >= {"noperm"}
+
+
+def test_a_redis_that_knows_no_scripts_costs_the_hits_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A cache that is never filled, in silence: nobody would look for the command that is gone."""
+    with PrivateServer(args=("--rename-command", "EVAL", "HIDDEN")) as server:
+        settings = CacheSettings.from_url(server.url)
+        with RedisCacheFactory.create_cache(settings) as cache:
+            assert cache.get_or_set("k", lambda: 1) == 1
+            assert cache.stats().events["not_stored"] == 1
+            assert cache.set("l", 2) is True
+            assert cache.get("l") == 2
+            assert cache.health().breaker == "closed"
+            wait_for(lambda: "get_or_set (unknown_command)" in caplog.text)
 
 
 def test_the_documented_user_reaches_no_other_name(own_server: PrivateServer) -> None:

@@ -16,7 +16,6 @@ from jmcache.connection._members import Guard, Member, Members, Unguarded
 from jmcache.connection._node import Node
 from jmcache.connection._slots import Address, Redirected, key_slot
 from jmcache.connection._together import Part, Question, exchange
-from jmcache.connection._translate import translate
 from jmcache.connection._usage import PoolUsage
 from jmcache.connection._wire import CLUSTER_INFO, NUMBER, OK, VALUE, pack, pack_get, pack_set
 from jmcache.deadline import Deadline
@@ -252,7 +251,7 @@ class Cluster:
         for errand in errands[: part.answered]:
             errand.answer = errand.reply
             if isinstance(errand.reply, Exception):
-                error = member.node.suspect(translate(errand.reply))
+                error = member.node.told(errand.reply)
                 errand.answer = error
                 if isinstance(error, Redirected):
                     self._send_on(errand, error, member)

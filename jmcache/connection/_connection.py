@@ -222,7 +222,7 @@ def judge_greeting(command: str, refusal: Exception, db: int) -> None:
     error = translate(refusal)
     if command == "CLIENT" and isinstance(error, (RedisRejectedError, RedisMisconfiguredError)):
         return  # an old server, or an ACL without it: the name is a courtesy
-    if type(error) is RedisRejectedError:
+    if type(error) is RedisRejectedError or error.reason == "unknown_command":
         error = (
             RedisMisconfiguredError(
                 "password, username: Redis does not accept the credentials", reason="auth"

@@ -113,10 +113,7 @@ class Node:
             return []
         packed = b"".join([pack_set(*item) for item in items])
         replies = self._exchange(packed, (OK,) * len(items), deadline)
-        return [
-            self.suspect(translate(reply)) if isinstance(reply, Exception) else None
-            for reply in replies
-        ]
+        return [self.told(reply) if isinstance(reply, Exception) else None for reply in replies]
 
     def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
         """Remove *names*; return how many of them were there."""
@@ -133,7 +130,7 @@ class Node:
         packed = b"".join([command.packed for command in commands])
         asked = [command.asked for command in commands]
         return [
-            self.suspect(translate(reply)) if isinstance(reply, Exception) else reply
+            self.told(reply) if isinstance(reply, Exception) else reply
             for reply in self._exchange(packed, asked, deadline, len(commands))
         ]
 
@@ -173,7 +170,7 @@ class Node:
         """Return the reply to one command; *asked* as _wire says, with *count* values in it."""
         [reply] = self._exchange(packed, (asked,), deadline, count)
         if isinstance(reply, Exception):
-            raise self.suspect(translate(reply)) from reply
+            raise self.told(reply)
         return reply
 
     def _exchange(
@@ -224,6 +221,12 @@ class Node:
         if type(ours) is RedisTimeoutError and left_s < self._fair_ask_s:
             return RedisHurriedError("too little time was left to ask Redis")
         return self.suspect(ours)
+
+    def told(self, reply: Exception) -> RedisError:
+        """Return what an error *reply* means; its cause shows Redis's own words."""
+        error = self.suspect(translate(reply))
+        error.__cause__ = reply
+        return error
 
     def suspect(self, error: RedisError) -> RedisError:
         """Return *error*, and drop the connections that it casts a doubt on."""

@@ -64,6 +64,11 @@ _REFUSALS: dict[str, tuple[type[RedisError], str, str]] = {
     "NOREPLICAS": (RedisWriteRefusedError, "noreplicas", "Redis has too few replicas to write"),
     "WRONGTYPE": (RedisWrongTypeError, "wrong_type", "the key holds another type than text"),
 }
+_UNKNOWN_COMMAND = (
+    RedisNotServedError,
+    "unknown_command",
+    "the server lacks one of GET, MGET, SET, UNLINK, INCR, PEXPIRE, EVAL",
+)
 _OTHER_REFUSAL = (RedisRejectedError, "rejected", "Redis rejected the command")
 
 # redis-py takes the word away where it has a class for it. Such errors come only from connection
@@ -106,7 +111,10 @@ def translate(error: Exception) -> RedisError:
         if redirected is not None:
             return redirected
     if word is not None:
-        ours, reason, message = _REFUSALS.get(word, _OTHER_REFUSAL)
+        # redis-py takes ERR away.
+        unknown = str(error).removeprefix("ERR ").startswith("unknown command")
+        other = _UNKNOWN_COMMAND if unknown else _OTHER_REFUSAL
+        ours, reason, message = _REFUSALS.get(word, other)
         return ours(message, reason=reason)
     if isinstance(error, redis.InvalidResponse):
         return RedisProtocolError("the reply is not Redis's")
