@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import sys
+import types
 
 import fakeredis
 import pytest
@@ -52,5 +54,16 @@ def test_an_outage_can_be_shown_on_it():
 def test_without_fakeredis_it_says_what_to_install(monkeypatch):
     """It comes with no extra of ours: users have their own test dependencies."""
     monkeypatch.setitem(sys.modules, "fakeredis", None)
-    with pytest.raises(ImportError, match="pip install fakeredis"):
+    with pytest.raises(ImportError, match=r"pip install 'fakeredis\[lua\]'"):
         fake_manager()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_without_lua_it_says_what_to_install(is_there, monkeypatch, caplog):
+    """Each test of a computation would end in a miss, and nobody would know why."""
+    monkeypatch.setitem(sys.modules, "lupa", types.ModuleType("lupa") if is_there else None)
+    if is_there:
+        sys.modules["lupa"].__spec__ = importlib.machinery.ModuleSpec("lupa", None)
+    fake_manager()
+    said = [record.getMessage() for record in caplog.records if record.name == "jmcache.testing"]
+    assert ["pip install 'fakeredis[lua]'" in line for line in said] == [True] * (not is_there)
