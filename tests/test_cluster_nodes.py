@@ -160,13 +160,40 @@ def test_time_is_left_to_make_something_of_the_answers(
     with RedisCacheFactory.create_cache(settings) as cache:
         keys = [f"key {number}" for number in range(30)]
         assert cache.set_many(dict.fromkeys(keys, 1))
-        cluster.instead[1] = silent
+        cluster.instead[2] = silent  # not the one that has the counter of the namespace
         with stopwatch.call(1.0, "get_many"):
             found = cache.get_many(keys)
         assert 10 < len(found) < 30
         reasons = {reason for _, _, reason in cache.stats().operations}
         assert "hurried" not in reasons
         assert "timeout" in reasons
+    assert stopwatch.late() == []
+
+
+def test_the_node_with_the_counter_costs_its_namespace_and_no_other(
+    cluster: ScriptedCluster, stopwatch: Stopwatch
+) -> None:
+    """An entry whose generation nobody can tell may have been invalidated long ago."""
+    settings = cluster.settings(operation_timeout=1.0)
+    with (
+        RedisCacheFactory.create_cache(settings) as cache,
+        RedisCacheFactory.create_cache(settings, namespace="test") as other,
+    ):
+        counters = (cache._keys.space_counter, other._keys.space_counter)
+        assert [cluster.owners[slot_of(counter)] for counter in counters] == [1, 0]
+        keys = [f"key {number}" for number in range(30)]
+        assert cache.set_many(dict.fromkeys(keys, 1))
+        assert other.set_many(dict.fromkeys(keys, 2))
+        cluster.instead[1] = silent
+        with stopwatch.call(1.0, "get_many"):
+            assert cache.get_many(keys) == {}
+        assert cache.stats().operations == {
+            ("set_many", "done", ""): 30,
+            ("get_many", Outcome.UNAVAILABLE, "timeout"): 30,
+        }
+        assert 10 < len(other.get_many(keys)) < 30
+        del cluster.instead[1]
+        wait_for(lambda: len(cache.get_many(keys)) == 30)
     assert stopwatch.late() == []
 
 
@@ -293,7 +320,7 @@ def test_another_type_among_many_is_told_and_removed(cluster: ScriptedCluster) -
     with RedisCacheFactory.create_cache(cluster.settings(operation_timeout=5.0)) as cache:
         keys = [f"key {number}" for number in range(9)]
         assert cache.set_many(dict.fromkeys(keys, 1))
-        wrong = next(iter(cluster.stored[1]))
+        wrong = next(name for name in cluster.stored[1] if name != cache._keys.space_counter)
         cluster.instead[1] = lambda client, words: (
             b"-WRONGTYPE not a text\r\n" if words == [b"GET", wrong] else None
         )

@@ -96,7 +96,7 @@ class Bench:
         self.cache._monitor._throttle._said.clear()
         self.cache._monitor._rare._said.clear()
         self.cache._monitor._known_digests.clear()
-        self.cache._outage._said_at.clear()
+        self.cache._stops._outage._said_at.clear()
 
     def take_away(self) -> None:
         """The next connection is refused."""
@@ -260,7 +260,7 @@ class Lifetime(Bench):
         if not self.caches:
             self.open()
         cache = self.caches.pop()
-        if not cache._closed:
+        if not cache._stops.closed:
             assert cache.set("k", 1)
             assert cache.get("k") == 1
         cache.close()
