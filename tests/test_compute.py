@@ -25,6 +25,7 @@ from jmcache import (
     RedisCacheFactory,
     load_context,
 )
+from jmcache.deadline import Deadline
 from jmcache.testing import ManualClock, PrivateServer
 
 OpenDoor = Callable[[Cache], Door]
@@ -525,3 +526,24 @@ def test_a_coroutine_function_is_no_loader_of_the_plain_cache() -> None:
         cache.get_or_set_many(["k"], load)
     with pytest.raises(TypeError, match="AsyncRedisCache"):
         cache.cached()(load)
+
+
+def test_a_value_that_was_loaded_is_handed_out_though_no_thread_comes_free_in_time(
+    redis_server: PrivateServer,
+) -> None:
+    """All threads wait for a slow Redis: the caller got an error in place of his result."""
+    settings = CacheSettings.from_url(redis_server.url, namespace="busy", operation_timeout=0.1)
+    over = threading.Event()
+
+    async def use() -> None:
+        async with AsyncRedisCache(RedisCacheFactory.create_cache(settings), max_threads=1) as twin:
+
+            async def load() -> str:
+                twin._threads.begin(lambda: over.wait(SOON_S), Deadline(SOON_S))
+                asyncio.get_running_loop().call_later(0.3, over.set)
+                return "value"
+
+            assert await twin.get_or_set("k", load) == "value"
+            assert over.is_set()
+
+    asyncio.run(use())

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jmcache.aio._threads import Call, Threads
-from jmcache.cache import Ask, Cache, Join, Pause, RedisCache, Step, Steps, loading
+from jmcache.cache import Ask, Cache, Join, Pause, RedisCache, Step, Steps, Work, loading
 from jmcache.deadline import Deadline
 from jmcache.flight import Flight
 
@@ -69,6 +69,11 @@ class Driver:
             return await _done(
                 self._threads.begin(partial(step.work, step.deadline), step.deadline)
             )
+        if isinstance(step, Work):
+            call = self._threads.begin(step.work, Deadline(_NO_LIMIT_S))
+            await call.ended()
+            # Without a thread the loop has to do it: a result that was loaded is not thrown away.
+            return step.work() if call.refused is not None else call.result()
         if isinstance(step, Join):
             return await _join(step.flight, step.seconds)
         if isinstance(step, Pause):

@@ -20,7 +20,7 @@ from jmcache.cache._loaders import LoadContext, load_context
 from jmcache.cache._local import LocalCache
 from jmcache.cache._plan import FunctionOptions, Options, Plan
 from jmcache.cache._redis import RedisCache
-from jmcache.cache._steps import Ask, Join, Load, Pause, Step, Steps, loading
+from jmcache.cache._steps import Ask, Join, Load, Pause, Step, Steps, Work, loading
 from jmcache.cache._stops import Validate
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "TagsSpec",
     "Timeout",
     "Validate",
+    "Work",
     "decorator",
     "load_context",
     "loading",

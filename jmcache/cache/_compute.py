@@ -32,7 +32,7 @@ from jmcache.cache._lead import (
     Workshop,
 )
 from jmcache.cache._look import Key, Look
-from jmcache.cache._steps import Join, Load, Steps, loading
+from jmcache.cache._steps import Join, Load, Steps, Work, loading
 from jmcache.deadline import Deadline
 from jmcache.errors import LoaderTimeoutError
 from jmcache.flight import Crew, Flight
@@ -184,9 +184,10 @@ class Computation:
         limit_s = min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
         flights: dict[Key, Flight] = dict(mine)
         seen = limit_s == _NO_LIMIT_S and not self._detached
-        if seen or not self._spawn(
-            self._lead_unseen(Crew().lead(mine), looks, waited_for), awaited=True
-        ):
+        others = Crew()
+        whole = Flight(others)  # with the store, which comes after the landing
+        unseen = self._lead_unseen(others.lead(mine), whole, looks, waited_for)
+        if seen or not self._spawn(unseen, awaited=True):
             mine.lead(flights)
             lead = Lead(self._shop, self._order, mine)
             return (yield from lead.steps(looks, waited_for=waited_for))
@@ -205,10 +206,14 @@ class Computation:
                 raise flight.error
             elif flight.result is not None:
                 results[key] = flight.result[0]  # loaded for this caller: the others get copies
+        # Who computed a value finds it in the cache afterwards, unless that takes too long.
+        yield Join(whole, min(until.remaining(), self._order.timeout_s))
         return results
 
-    def _lead_unseen(self, mine: Crew, looks: Looks, waited_for: Iterable[bytes]) -> Steps[None]:
-        """Lead in the background, for whoever waits or comes later."""
+    def _lead_unseen(
+        self, mine: Crew, whole: Flight, looks: Looks, waited_for: Iterable[bytes]
+    ) -> Steps[None]:
+        """Lead in the background, for whoever waits or comes later; *whole* ends with it."""
         lead = Lead(self._shop, self._order, mine)
         try:
             yield from lead.steps(looks, waited_for=waited_for)
@@ -218,12 +223,13 @@ class Computation:
             self._shop.note("load_failed")  # whoever waits is told by the flight
         finally:
             self._leave(mine)
+            whole.end()
 
     def _share(self, landed: Landed) -> Steps[Landed]:
         """Return a copy for one more caller."""
         if landed.body is None:
             return landed
-        copy = yield from self._asking.compute(partial(self._shop.stops.copy, landed.body))
+        copy = yield Work(partial(self._shop.stops.copy, landed.body))
         return landed._replace(value=copy)
 
     # Refreshing ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from jmcache.background import Background
 from jmcache.cache._guard import LoadGuard, Permit
 from jmcache.cache._look import Kept, Key, Look
 from jmcache.cache._plan import Plan, is_limit
-from jmcache.cache._steps import Ask, Load, Pause, Steps
+from jmcache.cache._steps import Ask, Load, Pause, Steps, Work
 from jmcache.cache._stops import Stops, Validate
 from jmcache.deadline import Deadline
 from jmcache.errors import LoaderOverloadedError, RedisError
@@ -160,11 +160,6 @@ class Asking:
             return answer
         finally:
             self._left_s -= clock() - began
-
-    def compute(self, work: Callable[[], Any]) -> Steps[Any]:
-        """Do *work* that waits for nothing, and may take the processor some time."""
-        answer = yield Ask(lambda _: work(), Deadline(self._order.timeout_s))
-        return answer
 
     def look(self, keys: Iterable[Key]) -> Steps[Looks]:
         """Look; without an answer, every look says so."""
@@ -352,7 +347,7 @@ class Lead:
         finally:
             shop.guard.leave(permit)
         shop.note("load")
-        bodies = yield from self._asking.compute(lambda: self._pack(loaded.values))
+        bodies: dict[Key, bytes] = yield Work(lambda: self._pack(loaded.values))
         for key, value in loaded.values.items():
             self._land(key, Landed(value, bodies.get(key), Outcome.MISS))
         if loaded.stored and leased:

@@ -29,10 +29,17 @@ loading: contextvars.ContextVar[frozenset[bytes]] = contextvars.ContextVar(
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Do what may wait for Redis until *deadline*, or keep the processor busy."""
+    """Do what may wait for Redis until *deadline*."""
 
     work: Callable[[Deadline], Any]
     deadline: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Do what waits for nothing, and may keep the processor busy; in any case."""
+
+    work: Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class Load:
     failure: int = 0
 
 
-Step = Ask | Join | Pause | Load
+Step = Ask | Work | Join | Pause | Load
 Steps = Generator[Step, Any, T]
 
 
@@ -90,6 +97,8 @@ def run(steps: Steps[T]) -> T:
 def _take(step: Step) -> Any:
     if isinstance(step, Ask):
         return step.work(step.deadline)
+    if isinstance(step, Work):
+        return step.work()
     if isinstance(step, Join):
         return step.seconds > 0.0 and step.flight.wait(Deadline(step.seconds))
     if isinstance(step, Pause):

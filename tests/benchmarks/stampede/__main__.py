@@ -129,6 +129,8 @@ class Bench:
             f"{row['waited']:.1%}", f"{row['p99_ms']:.0f} ms", f"{row['longest_ms']:.0f} ms",
             f"{row['errors']}",
         )  # fmt: skip
+        if found["errors"]:
+            print(f"    {', '.join([f'{kind}: {n}' for kind, n in found['errors'].items()])}")
         return row
 
     def _run(self, name: str, scene: dict[str, Any]) -> dict[str, Any]:

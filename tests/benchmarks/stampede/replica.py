@@ -112,7 +112,7 @@ class Replica:
             self.calls.append((began, time.monotonic()))
 
     def note(self, error: Exception) -> None:
-        name = type(error).__name__
+        name = f"{type(error).__name__} {str(error)[:60]}"
         self.errors[name] = self.errors.get(name, 0) + 1
 
 
