@@ -444,7 +444,10 @@ class RedisStops(Stops):
 
     def ring(self) -> None:
         self._health.start()
-        self._health.ring()
+        # While it is not closed the probes have their rhythm, and every invalidation of an outage
+        # would hasten them: where it is our login that Redis refuses, until the account is locked.
+        if self._breaker.state == "closed":
+            self._health.ring()
 
     def ask(self, verb: Callable[..., T], *args: Any, **options: Any) -> T:
         self._health.start()
