@@ -44,7 +44,7 @@ def read_counter(stored: bytes | None) -> int | None:
 class _Debt:
     """One name that Redis is to be told of. Known by its identity."""
 
-    space: bytes  # the counter of the namespace it belongs to
+    spaces: tuple[bytes, ...]  # the counters of the namespace it belongs to
     lease: bytes | None  # of an entry, to be deleted; None: it is a counter, to be moved on
 
 
@@ -76,15 +76,17 @@ class Journal:
         """Is *name*, an entry's or a counter's, still to be told of?"""
         return name in self._debts
 
-    def owe_deletes(self, space: bytes, names: Sequence[bytes], leases: Sequence[bytes]) -> None:
-        """Keep that the entries *names* are to be deleted; *space* is their namespace's counter."""
-        debts = {name: _Debt(space, lease) for name, lease in zip(names, leases, strict=True)}
+    def owe_deletes(
+        self, spaces: tuple[bytes, ...], names: Sequence[bytes], leases: Sequence[bytes]
+    ) -> None:
+        """Keep that the entries *names* are to be deleted; *spaces*: their namespace's counters."""
+        debts = {name: _Debt(spaces, lease) for name, lease in zip(names, leases, strict=True)}
         with self._lock:
             self._add(debts)
 
-    def owe_moves(self, space: bytes, counters: Sequence[bytes]) -> None:
-        """Keep that *counters* are to be moved on; *space* may be one of them."""
-        debts = {name: _Debt(space, None) for name in counters}
+    def owe_moves(self, spaces: tuple[bytes, ...], counters: Sequence[bytes]) -> None:
+        """Keep that *counters* are to be moved on; they may be *spaces* themselves."""
+        debts = {name: _Debt(spaces, None) for name in counters}
         with self._lock:
             self._add(debts)
 
@@ -127,8 +129,8 @@ class Journal:
     def _add(self, debts: dict[bytes, _Debt]) -> None:
         self._debts.update(debts)  # one step: nothing that was owed is ever missing
         if len(self._debts) > self._limit:
-            spaces = dict.fromkeys(debt.space for debt in self._debts.values())
-            self._debts = {space: _Debt(space, None) for space in spaces}
+            owners = dict.fromkeys(debt.spaces for debt in self._debts.values())
+            self._debts = {space: _Debt(spaces, None) for spaces in owners for space in spaces}
             self.overflows += 1
 
     def _first(self) -> dict[bytes, _Debt]:

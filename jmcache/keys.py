@@ -11,8 +11,10 @@ The form is part of the promise to caches that are already filled: tests hold it
 
 from __future__ import annotations
 
+import binascii
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -27,6 +29,10 @@ _MAX_NAME = 199  # bytes of a name in Redis
 _MAX_HEAD = 80  # bytes; a key of generate_key stays whole: 40 + 1 + 32
 _LEASE = b"%b#lease{%b}"  # of a prefix and a name: a cluster keeps it where the name is
 _MAX_KEY_HEAD = 40  # characters
+_SLOTS = 16384  # of a cluster
+# Counters of a namespace in a cluster. Slots are shared out in equal ranges, and this many pieces
+# end where the ranges of 2, 3, 4, 5, 6, 10, 12, 15, 20 or 30 masters do.
+_PIECES = 60
 
 # What a person may read in a name: the rest could mean something to Redis, a shell or a log.
 _READABLE = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
@@ -149,9 +155,49 @@ class KeySpace:
         # No name of an entry has a "#".
         return self._compose(text, hasher.digest()) + b"#"
 
+    @property
+    def piece_counters(self) -> tuple[bytes, ...]:
+        """The names of the counters that a cluster has in place of *space_counter*.
+
+        One for each piece of the slots, and in it: so the node that has an entry has its counter,
+        too, and one that is away takes no counter of the others' entries with it.
+        """
+        return _piece_counters(self.prefix)
+
+    def piece_counter(self, name: bytes) -> bytes:
+        """Return the one of `piece_counters` that an entry's *name* depends on."""
+        return self.piece_counters[_piece_of(_slot_of(name))]
+
     def _compose(self, text: bytes, digest: bytes) -> bytes:
         head = text[: self._head_bytes].translate(_CLEAN)
         return b"%b%b:%b" % (self.prefix, head, digest.hex().encode())
+
+
+def _slot_of(name: bytes) -> int:
+    """The slot of a name without braces, as a cluster reckons it."""
+    return binascii.crc_hqx(name, 0) % _SLOTS
+
+
+def _piece_of(slot: int) -> int:
+    # Rounded, as redis-cli does where it shares out the slots.
+    return (slot * _PIECES + _PIECES // 2) // _SLOTS
+
+
+@functools.cache
+def _piece_counters(prefix: bytes) -> tuple[bytes, ...]:
+    return tuple([b"%b#{%d}" % (prefix, tag) for tag in _piece_tags()])
+
+
+@functools.cache
+def _piece_tags() -> tuple[int, ...]:
+    """For each piece the hash tag of a slot near its middle: the edges may be another node's."""
+    nearest: dict[int, tuple[float, int]] = {}
+    for tag in range(_SLOTS // 4):
+        slot = _slot_of(b"%d" % tag)
+        piece = _piece_of(slot)
+        off = abs(slot - (piece + 0.5) * _SLOTS / _PIECES)
+        nearest[piece] = min(nearest.get(piece, (off, tag)), (off, tag))
+    return tuple([nearest[piece][1] for piece in range(_PIECES)])
 
 
 def digest_text(digest: bytes) -> str:

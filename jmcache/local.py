@@ -63,6 +63,8 @@ class LocalStore:
         self._leases_limit = _LEASES
         renew_in_child(self._renew_in_child)
 
+    in_parts = False  # see Store.in_parts
+
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
         """Return the blob, None if there is none or its time is over."""
         now = self._clock()
@@ -104,7 +106,7 @@ class LocalStore:
 
     def write(
         self, items: Sequence[Item], counters: Sequence[bytes], deadline: Deadline
-    ) -> tuple[Sequence[RedisError | None], Sequence[bytes | None]]:
+    ) -> tuple[Sequence[RedisError | None], Sequence[bytes | RedisError | None]]:
         """See Store.write."""
         now = self._clock()
         with self._lock:

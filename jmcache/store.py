@@ -23,17 +23,21 @@ class Found(NamedTuple):
 
     Attributes:
         blobs: What is stored under the names; an error where a part of Redis gave no answer.
-        counters: The counters, as they are stored.
+        counters: The counters, as they are stored; or an error, as with the blobs.
         holders: Who holds the leases; empty unless asked for.
     """
 
     blobs: Sequence[bytes | RedisError | None]
-    counters: Sequence[bytes | None] = ()
+    counters: Sequence[bytes | RedisError | None] = ()
     holders: Sequence[bytes | None] = ()
 
 
 class Store(Protocol):
     """The verbs. Each ends within its deadline, and raises RedisError when it fails."""
+
+    @property
+    def in_parts(self) -> bool:
+        """Are names shared out among several servers, any of which may be away?"""
 
     def read(
         self,
@@ -50,7 +54,7 @@ class Store(Protocol):
 
     def write(
         self, items: Sequence[Item], counters: Sequence[bytes], deadline: Deadline
-    ) -> tuple[Sequence[RedisError | None], Sequence[bytes | None]]:
+    ) -> tuple[Sequence[RedisError | None], Sequence[bytes | RedisError | None]]:
         """Void the leases of *items* and keep them, in one round trip; not atomic.
 
         Returns:

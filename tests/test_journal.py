@@ -43,7 +43,7 @@ class Told:
 
 
 def owe_deletes(journal: Journal, *names: bytes, space: bytes = SPACE) -> None:
-    journal.owe_deletes(space, names, [b"lease " + name for name in names])
+    journal.owe_deletes((space,), names, [b"lease " + name for name in names])
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_everything_is_told_in_the_order_it_was_owed(told: Told) -> None:
     journal = Journal()
     owe_deletes(journal, b"a", b"b")
     owe_deletes(journal, b"c")
-    journal.owe_moves(SPACE, [b"tag"])
+    journal.owe_moves((SPACE,), [b"tag"])
     owe_deletes(journal, b"d")
-    journal.owe_moves(SPACE, [SPACE])
+    journal.owe_moves((SPACE,), [SPACE])
     journal.settle(told.delete, told.move)
     assert told.calls == [
         ("delete", (b"a", b"b", b"c")),
@@ -77,7 +77,7 @@ def test_everything_is_told_in_the_order_it_was_owed(told: Told) -> None:
 def test_what_could_not_be_told_is_owed_still(told: Told) -> None:
     """Redis comes up and goes again: nothing may get lost on the way."""
     journal = Journal()
-    journal.owe_moves(SPACE, [b"tag"])
+    journal.owe_moves((SPACE,), [b"tag"])
     owe_deletes(journal, b"a")
     told.before = lambda: setattr(told, "fails", len(told.calls) == 1)
     with pytest.raises(RedisConnectionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import decimal
 import enum
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from jmcache.connection._slots import key_slot
 from jmcache.keys import KeySpace, digest_text, generate_key
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -622,3 +624,45 @@ def test_the_module_knows_nobody():
     """A stop that imports another one cannot be replaced alone."""
     source = Path(sys.modules[generate_key.__module__].__file__).read_text()  # type: ignore[arg-type]
     assert not re.search(r"^\s*(?:from|import) jmcache", source, re.MULTILINE)
+
+
+# Counters in a cluster ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masters", [1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30])
+def test_the_node_that_has_an_entry_has_its_counter(masters: int) -> None:
+    """Else a node that is away takes entries of the others with it."""
+    space = KeySpace("jobs", 1)
+    ends = [round(16384 / masters * (number + 1)) for number in range(masters)]  # as redis-cli
+
+    def node_of(name: bytes) -> int:
+        return bisect.bisect_right(ends, key_slot(name))
+
+    for number in range(5000):
+        name, _ = space.name(f"key {number}")
+        assert node_of(space.piece_counter(name)) == node_of(name)
+
+
+@pytest.mark.parametrize("masters", [7, 8, 9, 11])
+def test_few_entries_have_their_counter_on_another_node(masters: int) -> None:
+    """Where the pieces do not fit: counters stand in the middle of theirs."""
+    space = KeySpace("jobs", 1)
+    ends = [round(16384 / masters * (number + 1)) for number in range(masters)]
+    names = [space.name(f"key {number}")[0] for number in range(5000)]
+    nodes = [
+        [bisect.bisect_right(ends, key_slot(each)) for each in (name, space.piece_counter(name))]
+        for name in names
+    ]
+    assert sum(entry != counter for entry, counter in nodes) < 0.05 * len(names)
+
+
+def test_counters_in_a_cluster_are_names_of_the_namespace_and_no_others() -> None:
+    """An ACL user may use them; no entry, lease or tag is in their place."""
+    space = KeySpace("jobs", 1)
+    counters = space.piece_counters
+    assert len(set(counters)) == len(counters) == 60
+    assert all(re.fullmatch(rb"jobs:v1:#\{\d+\}", counter) for counter in counters)
+    assert counters == KeySpace("jobs", 1).piece_counters, "the same in every process"
+    assert counters[:3] == (b"jobs:v1:#{2973}", b"jobs:v1:#{2491}", b"jobs:v1:#{2841}")
+    assert not set(counters) & set(KeySpace("jobs", 2).piece_counters)
+    assert {space.piece_counter(space.name(f"{n}")[0]) for n in range(5000)} == set(counters)

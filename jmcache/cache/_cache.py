@@ -320,7 +320,7 @@ class Cache:
 
         def move(deadline: Deadline) -> bool:
             self._shop.flights.void_all()
-            self._stops.move([self._keys.space_counter], deadline)
+            self._stops.move(self._stops.spaces, deadline)
             return True
 
         return self._operate("clear", timeout, move)

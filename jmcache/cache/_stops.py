@@ -40,7 +40,7 @@ from jmcache.store import Found, Item, Store
 
 T = TypeVar("T")
 Validate = Callable[[Any], object] | type | Any
-Counters = dict[bytes, int | None]
+Counters = dict[bytes, int | RedisError | None]  # an error: where it is kept is away
 
 # What a validator raises to say no. Anything else it raises is the caller's business.
 _NO = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -75,8 +75,19 @@ class Stops:
         self._validate = validate
         self._now = now
         self._space = self.keys.space_counter
-        self._generation: int | None = None  # of the namespace, when it was seen last
+        self._seen: dict[bytes, int] = {}  # the namespace's counters, when they were seen last
         self.closed = False
+
+    @property
+    def spaces(self) -> tuple[bytes, ...]:
+        """The namespace's counters. Each entry depends on one of them."""
+        return self.keys.piece_counters if self.store.in_parts else (self._space,)
+
+    def _space_of(self, key: Key) -> bytes:
+        return self.keys.piece_counter(key.name) if self.store.in_parts else self._space
+
+    def _spaces_of(self, keys: Iterable[Key]) -> tuple[bytes, ...]:
+        return tuple(dict.fromkeys(map(self._space_of, keys)))
 
     # What may wait ------------------------------------------------------------------------------
 
@@ -98,6 +109,9 @@ class Stops:
         if self.closed:
             raise RedisClosedError("the cache is closed")
 
+    def check_writable(self) -> None:
+        """Raise what a write ends with before it began."""
+
     def ring(self) -> None:
         """Have what is owed told as soon as it can be."""
 
@@ -115,26 +129,26 @@ class Stops:
     ) -> list[Look]:
         """Look at *keys*: one round trip, and one more if an entry has tags besides *tags*."""
         names = [key.name for key in keys]
-        counters = (self._space, *map(self.keys.tag_counter, tags))
+        spaces, labels = self._spaces_of(keys), tuple(map(self.keys.tag_counter, tags))
         leases = [key.lease for key in keys] if holders else ()
         asked_at = time.monotonic()
-        found = self.ask(self.store.read, names, counters, leases, deadline)
-        return self._judge(keys, found, asked_at, counters, deadline, validate, decode)
+        found = self.ask(self.store.read, names, spaces + labels, leases, deadline)
+        return self._judge(keys, found, asked_at, spaces, labels, deadline, validate, decode)
 
     def _judge(
         self,
         keys: Sequence[Key],
         found: Found,
         asked_at: float,
-        counters: Sequence[bytes],
+        spaces: tuple[bytes, ...],
+        labels: tuple[bytes, ...],
         deadline: Deadline,
         validate: Validate | None = None,
         decode: bool = True,
     ) -> list[Look]:
-        """Say what *found* means for each of *keys*."""
-        known: Counters = dict(zip(counters, map(read_counter, found.counters), strict=True))
-        self._generation = known[self._space]
-        generation = generation_of(known.values())
+        """Say what *found* means for each of *keys*; it has *spaces*, then *labels*."""
+        known = _known(spaces + labels, found.counters)
+        self._remember(spaces, known)
         holders = found.holders or (None,) * len(keys)
         entries = [self._unseal(key, blob) for key, blob in zip(keys, found.blobs, strict=True)]
         self._learn_tags(entries, known, deadline)
@@ -144,12 +158,21 @@ class Stops:
             try:
                 look = self._weigh(key, entry, known, deadline, validate, decode)
             except RedisError as error:
-                look = Look(error.outcome, error.reason, reached=error is not blob)
+                away = error is blob or any([error is one for one in known.values()])
+                look = Look(error.outcome, error.reason, reached=not away)
                 corrupt[key] = error
+            generation = _generation((self._space_of(key), *labels), known)
             look = look._replace(holder=holder, generation=generation, asked_at=asked_at)
             looks.append(look)
         self.discard_corrupt(corrupt, deadline)
         return looks
+
+    def _remember(self, spaces: Iterable[bytes], known: Counters) -> None:
+        for space in spaces:
+            if isinstance(value := known[space], int):
+                self._seen[space] = value
+            else:
+                self._seen.pop(space, None)
 
     def _unseal(self, key: Key, blob: bytes | RedisError | None) -> Entry | RedisError | None:
         if blob is None or isinstance(blob, RedisError):  # a cluster's node gave no answer
@@ -171,8 +194,13 @@ class Stops:
         }
         if unknown:
             names = tuple(unknown)
-            found = self.ask(self.store.read, (), names, (), deadline)
-            known.update(zip(names, map(read_counter, found.counters), strict=True))
+            try:
+                found = self.ask(self.store.read, (), names, (), deadline)
+                known.update(_known(names, found.counters))
+            except RedisError as error:
+                if not self.store.in_parts:
+                    raise
+                known.update(dict.fromkeys(names, error))  # and costs entries with tags alone
 
     def _weigh(
         self,
@@ -211,10 +239,13 @@ class Stops:
         return value
 
     def _holds(self, key: Key, entry: Entry, known: Counters) -> bool:
-        counters = [self._space, *map(self.keys.tag_counter, entry.tags)]
+        counters = [self._space_of(key), *map(self.keys.tag_counter, entry.tags)]
         if self.journal and any(map(self.journal.owes, (key.name, *counters))):
             return False  # invalid, though Redis does not know it yet
-        return generation_of([known[counter] for counter in counters]) == entry.generation
+        for counter in counters:
+            if isinstance(problem := known.get(counter), RedisError):
+                raise problem
+        return _generation(counters, known) == entry.generation
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -236,21 +267,15 @@ class Stops:
         )
         return Item(key.name, self._envelope.seal(entry, key.digest), ttl_ms, key.lease)
 
-    def generation(self, tags: tuple[str, ...], deadline: Deadline) -> int:
-        """Return what an entry that depends on *tags* has to carry now."""
-        return self._generations(tags, deadline)[1]
-
-    def _generations(self, tags: tuple[str, ...], deadline: Deadline) -> tuple[int | None, int]:
-        """Return the namespace's counter, and the sum of it and those of *tags*."""
-        counters = (self._space, *map(self.keys.tag_counter, tags))
+    def _look_up(self, counters: tuple[bytes, ...], deadline: Deadline) -> Counters:
+        """Return *counters*, begun where they are not there; an error for those that are away."""
         for _ in range(2):
             found = self.ask(self.store.read, (), counters, (), deadline)
-            known = [read_counter(counter) for counter in found.counters]
-            self._generation = known[0]
-            generation = generation_of(known)
-            if generation is not None:
-                return known[0], generation
-            self.ask_to_write(self.store.seed, counters, deadline)
+            known = _known(counters, found.counters)
+            absent = [counter for counter, value in known.items() if value is None]
+            if not absent:
+                return known
+            self.ask_to_write(self.store.seed, absent, deadline)
         raise RedisWriteRefusedError(
             "the counters that entries depend on do not stay", reason="oom"
         )
@@ -262,35 +287,69 @@ class Stops:
         deadline: Deadline,
     ) -> list[RedisError]:
         """Store serialized values whatever is there; return why some of them were refused."""
-        space = generation = None if tags else self._generation
+        labels = tuple(map(self.keys.tag_counter, tags))
+        known: Counters = {**self._seen}
         problems: list[RedisError] = []
         owed = self.journal.owed_for([key.name for key, _, _ in entries])
         for _ in range(2):
-            if generation is None:
-                space, generation = self._generations(tags, deadline)
-            items = [
-                self.seal(key, body, kept._replace(tags=tags, generation=generation))
-                for key, body, kept in entries
-            ]
-            problems, now = self.ask_to_write(self._write, items, deadline)
-            if now == space:
+            homes = [self._space_of(key) for key, _, _ in entries]
+            counters = (*dict.fromkeys(homes), *labels)
+            known = {counter: known.get(counter) for counter in counters}
+            if not all([isinstance(value, int) for value in known.values()]):
+                self.check_writable()  # or writes that are held back would each be a question
+                known = self._look_up(counters, deadline)
+            items: dict[bytes, list[Item]] = {home: [] for home in homes}
+            problems = []
+            for entry, home in zip(entries, homes, strict=True):
+                try:
+                    items[home].append(self._seal_with(entry, tags, (home, *labels), known))
+                except RedisError as error:
+                    problems.append(error)
+            if len(problems) == len(entries):
+                raise problems[0]
+            refused, now = self.ask_to_write(self._write, items, deadline)
+            problems += refused
+            if not [home for home in now if _has_moved(known[home], now[home])]:
                 break
-            # Cleared or flushed since the counter was looked at, before this write: once more.
-            generation = None
+            # Cleared or flushed since a counter was looked at, before this write: once more.
+            known = now
         if not problems:
             self.journal.forgive(owed)
         return problems
 
+    def _seal_with(
+        self,
+        entry: tuple[Key, bytes, Kept],
+        tags: tuple[str, ...],
+        counters: Sequence[bytes],
+        known: Counters,
+    ) -> Item:
+        """Seal an entry that depends on *counters*. Raises what there is in place of one."""
+        key, body, kept = entry
+        for counter in counters:
+            if isinstance(problem := known[counter], RedisError):
+                raise problem
+        generation = _generation(counters, known) or 0
+        return self.seal(key, body, kept._replace(tags=tags, generation=generation))
+
     def _write(
-        self, items: Sequence[Item], deadline: Deadline
-    ) -> tuple[list[RedisError], int | None]:
-        replies, counters = self.store.write(items, (self._space,), deadline)
+        self, items: Mapping[bytes, Sequence[Item]], deadline: Deadline
+    ) -> tuple[list[RedisError], Counters]:
+        """Store *items*, by their counters; return what went wrong, and the counters after that."""
+        spaces = tuple(items)
+        every = [(space, item) for space in spaces for item in items[space]]
+        replies, found = self.store.write([item for _, item in every], spaces, deadline)
         refused = [error for error in replies if error is not None]
-        if len(refused) == len(items):  # else there is a part of Redis that takes them
+        if len(refused) == len(every):  # else there is a part of Redis that takes them
             for error in refused:
                 if error.trips or error.trips_writes:
                     raise error  # the breakers have to see it
-        self._generation = now = read_counter(counters[0])
+        now = _known(spaces, found)
+        self._remember(spaces, now)
+        for (space, _), reply in zip(every, replies, strict=True):
+            value = now[space]
+            if reply is None and isinstance(value, RedisError):
+                refused.append(value)  # stored, but nobody can say whether it still counts
         return refused, now
 
     def delete(self, keys: Sequence[Key], deadline: Deadline) -> int:
@@ -302,7 +361,7 @@ class Stops:
             return self.ask(self.store.delete, names, deadline, leases=leases) if names else 0
         except RedisError as error:
             if _is_owed(error):
-                self.journal.owe_deletes(self._space, names, leases)
+                self.journal.owe_deletes(self.spaces, names, leases)
                 self.ring()
             raise
 
@@ -313,7 +372,7 @@ class Stops:
             self.ask_to_write(self.store.move, counters, deadline)
         except RedisError as error:
             if _is_owed(error):
-                self.journal.owe_moves(self._space, counters)
+                self.journal.owe_moves(self.spaces, counters)
                 self.ring()
             raise
 
@@ -331,7 +390,7 @@ class Stops:
         steal: bool = False,
     ) -> list[tuple[bool, Look]]:
         """Try to become the holder of each lease, then look, in this order."""
-        counters = (self._space, *map(self.keys.tag_counter, tags))
+        spaces, labels = self._spaces_of(keys), tuple(map(self.keys.tag_counter, tags))
         asked_at = time.monotonic()
         taken, found = self.ask_to_write(
             self.store.take,
@@ -339,14 +398,17 @@ class Stops:
             [key.lease for key in keys],
             token,
             max(1, int(lease_s * 1000)),
-            counters,
+            spaces + labels,
             deadline,
             steal=steal,
         )
-        looks = self._judge(keys, found, asked_at, counters, deadline, validate)
+        looks = self._judge(keys, found, asked_at, spaces, labels, deadline, validate)
         if any([look.generation is None for look in looks]):
-            generation = self.generation(tags, deadline)
-            looks = [look._replace(generation=generation) for look in looks]
+            known = self._look_up(spaces + labels, deadline)
+            looks = [
+                look._replace(generation=_generation((self._space_of(key), *labels), known))
+                for key, look in zip(keys, looks, strict=True)
+            ]
         # It may be held already: the answer to an earlier attempt was lost.
         return [
             (is_taken or look.holder == token, look)
@@ -442,6 +504,11 @@ class RedisStops(Stops):
                 retry_after_s=self._breaker.retry_after_s,
             )
 
+    def check_writable(self) -> None:
+        if self._write_breaker.is_open:
+            self._write_outage.skipped()
+            raise RedisWriteRefusedError("Redis took no writes lately", reason="writes_paused")
+
     def ring(self) -> None:
         self._health.start()
         # While it is not closed the probes have their rhythm, and every invalidation of an outage
@@ -476,6 +543,24 @@ class RedisStops(Stops):
             raise RedisWriteRefusedError(
                 "Redis took no writes lately", reason="writes_paused"
             ) from error
+
+
+def _known(names: Iterable[bytes], found: Iterable[bytes | RedisError | None]) -> Counters:
+    """Return the counters *names* as they were *found*."""
+    return {
+        name: stored if isinstance(stored, RedisError) else read_counter(stored)
+        for name, stored in zip(names, found, strict=True)
+    }
+
+
+def _has_moved(before: int | RedisError | None, after: int | RedisError | None) -> bool:
+    return after != before and not isinstance(after, RedisError)
+
+
+def _generation(counters: Iterable[bytes], known: Counters) -> int | None:
+    """Return what an entry that depends on *counters* has to carry; None if that is not known."""
+    values = [known.get(counter) for counter in counters]
+    return generation_of([None if isinstance(value, RedisError) else value for value in values])
 
 
 def check_time(deadline: Deadline) -> None:

@@ -89,6 +89,11 @@ class RedisConnectionManager:
         """The settings in use."""
         return self._present.settings
 
+    @property
+    def in_parts(self) -> bool:
+        """See Store.in_parts."""
+        return self._present.settings.cluster
+
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
         """Return what is stored under *name*, or None."""
         found: bytes | None = self._carry_out("get", name, deadline)
@@ -143,11 +148,11 @@ class RedisConnectionManager:
         else:  # each for itself: GET tells a name of another type from none, MGET does not
             found = self._each([*map(_commands.get, wanted)], deadline)
             _raise_first(found[: len(names)])
-        return _found(found, len(names), len(leases))
+        return self._found(found, len(names), len(leases))
 
     def write(
         self, items: Sequence[Item], counters: Sequence[bytes], deadline: Deadline
-    ) -> tuple[list[RedisError | None], list[bytes | None]]:
+    ) -> tuple[list[RedisError | None], list[bytes | RedisError | None]]:
         """See Store.write."""
         commands = [_commands.void(item.lease) for item in items]
         commands += map(_commands.store, items)
@@ -156,7 +161,7 @@ class RedisConnectionManager:
         replies = self._each(commands, deadline)
         return (
             [reply if isinstance(reply, RedisError) else None for reply in replies[count:][:count]],
-            [None if isinstance(reply, RedisError) else reply for reply in replies[2 * count :]],
+            replies[2 * count :],
         )
 
     def take(
@@ -176,7 +181,7 @@ class RedisConnectionManager:
         replies = self._each(commands, deadline)
         taken, found = replies[: len(leases)], replies[len(leases) :]
         _raise_first(taken)
-        return [reply is not None for reply in taken], _found(found, len(names), len(leases))
+        return [reply is not None for reply in taken], self._found(found, len(names), len(leases))
 
     def write_held(self, items: Sequence[Item], token: bytes, deadline: Deadline) -> list[bool]:
         """See Store.write_held."""
@@ -204,6 +209,18 @@ class RedisConnectionManager:
         now_us = int(self.now() * 1e6)
         commands = [_commands.seed(counter, now_us) for counter in counters]
         _raise_first(self._each(commands, deadline))
+
+    def _found(self, replies: Sequence[Any], names: int, leases: int) -> Found:
+        """Return *replies*, of so many names and leases, and of counters, as Found."""
+        counters = replies[names + leases :]
+        if not self.in_parts:
+            _raise_first(counters)  # without them nothing can be said of the blobs
+        holders = replies[names : names + leases]
+        return Found(
+            replies[:names],
+            counters,
+            [None if isinstance(reply, RedisError) else reply for reply in holders],
+        )
 
     def _each(self, commands: Sequence[Command], deadline: Deadline) -> list[Any]:
         replies: list[Any] = self._carry_out("ask_each", commands, deadline)
@@ -380,18 +397,6 @@ class RedisConnectionManager:
             value_bytes=settings.max_value_bytes,
             operation_s=settings.operation_timeout,
         )
-
-
-def _found(replies: Sequence[Any], names: int, leases: int) -> Found:
-    """Return *replies*, of so many names and leases, and of counters, as Found."""
-    counters = replies[names + leases :]
-    _raise_first(counters)  # without them nothing can be said of the blobs
-    holders = replies[names : names + leases]
-    return Found(
-        replies[:names],
-        counters,
-        [None if isinstance(reply, RedisError) else reply for reply in holders],
-    )
 
 
 def _raise_first(replies: Sequence[Any]) -> None:

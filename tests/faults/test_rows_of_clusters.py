@@ -13,6 +13,7 @@ from observation import Observation, R, Watched, wait_for
 from stopwatch import ALLOWED_S
 
 from jmcache import CacheSettings, Outcome
+from jmcache.keys import KeySpace
 from jmcache.testing import PrivateCluster, PrivateServer
 
 PATIENT_S = 2.0  # where it is not about time, a busy machine shall have enough
@@ -86,7 +87,8 @@ def test_a_cluster_that_nobody_named_as_one_is_told_once(
     observe: Observation, redis_cluster: PrivateCluster
 ) -> None:
     """Two thirds of the keys would never be cached, and nobody know why."""
-    node = redis_cluster.masters()[0]
+    space = KeySpace(CacheSettings().namespace, CacheSettings().schema_version)
+    node = redis_cluster.master_of(redis_cluster.slot_of(space.space_counter))
     cache = observe.cache(CacheSettings(port=node.port))
     with observe.fault():
         for number in range(60):
@@ -94,6 +96,24 @@ def test_a_cluster_that_nobody_named_as_one_is_told_once(
         found = Counter(cache.lookup(f"key {number}").reason for number in range(60))
     assert found["cluster"] > 20
     assert found[""] > 5, "what this node has is served"
+    assert cache.health().breaker == "closed"
+    assert len(observe.errors()) == 2, "one for get, one for set"
+    assert all("cluster=True" in line for line in observe.errors())
+
+
+@pytest.mark.fault_row(47)
+def test_a_node_without_the_counter_serves_nothing_and_says_why(
+    observe: Observation, redis_cluster: PrivateCluster
+) -> None:
+    """The same on another node: of no entry can be said whether it still counts."""
+    space = KeySpace(CacheSettings().namespace, CacheSettings().schema_version)
+    home = redis_cluster.master_of(redis_cluster.slot_of(space.space_counter))
+    node = next(node for node in redis_cluster.masters() if node is not home)
+    cache = observe.cache(CacheSettings(port=node.port))
+    with observe.fault():
+        for number in range(60):
+            assert cache.set(f"key {number}", number) is False
+        assert {cache.lookup(f"key {number}").reason for number in range(60)} == {"cluster"}
     assert cache.health().breaker == "closed"
     assert len(observe.errors()) == 2, "one for get, one for set"
     assert all("cluster=True" in line for line in observe.errors())
@@ -204,6 +224,75 @@ def test_a_master_that_hangs_costs_the_others_keys_nothing(
     began = time.monotonic()
     wait_for(lambda: len(cache.get_many(by_master[dead])) == len(by_master[dead]), within_s=R + 1)
     assert time.monotonic() - began < R + observe.stopwatch.lag_s(began, time.monotonic())
+
+
+@pytest.mark.fault_row(48)
+@pytest.mark.parametrize("counter_is_there", [True, False])
+def test_a_master_that_hangs_and_has_the_others_counter_costs_the_deadline(
+    observe: Observation, redis_cluster: PrivateCluster, counter_is_there: bool
+) -> None:
+    """Slots were moved one by one, and an entry's counter is not where the entry is: while it is
+    away of that entry nothing can be said. Whose counter is elsewhere notices nothing.
+    """
+    cache = observe.cache(settings(redis_cluster, operation_timeout=0.5))
+    home, other = redis_cluster.masters()[:2]
+    owners = redis_cluster.owners()
+    pieces: dict[int, list[str]] = {}  # keys of *home*, by the slot of their counter, there as well
+    for key in keys_by_master(redis_cluster, cache)[home]:
+        counter = cache.sync._keys.piece_counter(name_of(cache, key))
+        slot = redis_cluster.slot_of(counter.partition(b"{")[2][:-1])  # of its hash tag
+        if owners[slot] is home:
+            pieces.setdefault(slot, []).append(key)
+    slot, moved = next(iter(pieces.items()))
+    keys = [key for piece in pieces.values() for key in piece]
+    rest = [key for key in keys if key not in moved]
+    assert cache.set_many(dict.fromkeys(keys, 1), timeout=5.0)
+    redis_cluster.migrate([slot], other)
+    assert cache.get_many(keys, timeout=5.0) == dict.fromkeys(keys, 1), "a move costs nothing"
+    with patient(redis_cluster), observe.fault():
+        if counter_is_there:
+            other.pause()
+            for _ in range(20):
+                found = cache.lookup(moved[0])
+                assert (found.outcome, found.value) == (Outcome.UNAVAILABLE, None)
+                assert found.reason in ("timeout", "node_down")
+                assert cache.get_many(keys) == dict.fromkeys(rest, 1)
+            assert cache.clear() is False, "not confirmed, but it counts here"
+            assert cache.get_many(keys) == {}
+            other.resume()
+        else:
+            redis_cluster.masters()[2].pause()
+            for _ in range(20):
+                assert cache.get_many(keys) == dict.fromkeys(keys, 1)
+                assert cache.lookup(moved[0]).outcome is Outcome.HIT
+                assert cache.set(moved[0], 1) is True
+    redis_cluster.migrate([slot], home)
+
+
+@pytest.mark.fault_row(48)
+def test_what_is_cleared_while_a_master_hangs_stays_cleared(
+    observe: Observation, redis_cluster: PrivateCluster
+) -> None:
+    """Each master has counters of its own: the one that was away must be told, too."""
+    cache = observe.cache(settings(redis_cluster, operation_timeout=0.5))
+    elsewhere = observe.cache(settings(redis_cluster, operation_timeout=0.4))  # its own journal
+    by_master = keys_by_master(redis_cluster, cache)
+    keys = [key for each in by_master.values() for key in each]
+    dead = next(iter(by_master))
+    assert cache.set_many(dict.fromkeys(keys, 1), timeout=5.0)
+    with patient(redis_cluster), observe.fault():
+        dead.pause()
+        assert cache.clear() is False
+        assert cache.get_many(keys) == {}
+        assert elsewhere.get_many(keys) == {}, "the others have been told, and it is away"
+        assert cache.health().reasons[-1] == "invalidations_owed"
+        dead.resume()
+        wait_for(lambda: "invalidations_owed" not in cache.health().reasons, within_s=10.0)
+        for each in (cache, elsewhere):
+            wait_for(lambda c=each: "node_down" not in c.health().reasons, within_s=10.0)
+            assert each.get_many(keys, timeout=5.0) == {}
+    assert cache.set_many(dict.fromkeys(keys, 2), timeout=5.0)
+    assert elsewhere.get_many(keys, timeout=5.0) == dict.fromkeys(keys, 2)
 
 
 @contextlib.contextmanager
