@@ -22,6 +22,7 @@ from jmcache import (
     RedisCacheFactory,
 )
 from jmcache.health import HealthThread
+from jmcache.invalidation import Journal
 from jmcache.keys import KeySpace
 from jmcache.monitoring import Monitor, OutageLog
 from jmcache.retry import Retry
@@ -232,6 +233,7 @@ def test_a_write_that_is_held_back_is_no_sign_of_life(clock: ManualClock) -> Non
         health=HealthThread(lambda: None, lambda: False),
         outage=OutageLog("x"),
         write_outage=OutageLog("x for writes"),
+        journal=Journal(),
         monitor=Monitor("x"),
     )
     with cache:

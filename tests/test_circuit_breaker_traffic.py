@@ -27,6 +27,7 @@ from jmcache.circuit_breaker import Transition
 from jmcache.factory import _Backend
 from jmcache.testing import FaultProxy, PrivateServer
 
+ABSENT = b"$-1\r\n"
 LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
 OOM = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
 PROBE = {b"PING", b"CLIENT"}  # what the health thread sends, and what a connection begins with
@@ -70,16 +71,31 @@ def ask_until(condition: Callable[[], object], ask: Callable[[], object]) -> Non
     raise AssertionError("asked 60 times, to no avail")
 
 
+def is_read(words: list[bytes]) -> bool:
+    """Is it the first command of one read? The second one asks for the namespace's counter."""
+    return words[0] == b"GET" and not words[1].endswith(b"#")
+
+
+def reading(*answers: bytes | Callable[[Client], None]) -> Callable[[Client], None]:
+    """Give *answers* to reads of one entry in their order, the last for ever."""
+    return answering(*[each for answer in answers for each in (answer, ABSENT)][:-1], ABSENT)
+
+
+def reads(server: ScriptedServer) -> list[list[bytes]]:
+    """The reads that it was asked."""
+    return [words for words in server.asked() if is_read(words)]
+
+
 def told_by(breaker: CircuitBreaker) -> list[Transition]:
     told: list[Transition] = []
     breaker.on_change(told.append)
     return told
 
 
-def in_turn(word: bytes, pattern: str) -> Callable[[list[bytes]], bool]:
-    """A trigger for commands of that name: "FFFFs" strikes four of five."""
+def in_turn(which: Callable[[list[bytes]], bool], pattern: str) -> Callable[[list[bytes]], bool]:
+    """A trigger for such commands: "FFFFs" strikes four of five."""
     turns = itertools.cycle(pattern)
-    return lambda words: words[0] == word and next(turns) == "F"
+    return lambda words: which(words) and next(turns) == "F"
 
 
 # B7: what is not Redis's fault ------------------------------------------------------------------
@@ -91,15 +107,16 @@ def test_the_wait_for_a_connection_makes_no_call_slow():
 
     def script(client: Client) -> None:
         for words in iter(client.command, None):
-            if words[0] == b"GET":
+            if is_read(words):
                 all_wait = not gets
                 gets.append(words)
                 if all_wait:
                     wait_for(lambda: len(pool._waiters) == 19)
                     time.sleep(1.5 * limit_s)
-                client.send(b"$-1\r\n")
+                client.send(ABSENT)
             else:
-                client.send(b"+PONG\r\n" if words[0] == b"PING" else b"+OK\r\n")
+                others = {b"GET": ABSENT, b"PING": b"+PONG\r\n"}
+                client.send(others.get(words[0], b"+OK\r\n"))
 
     gets: list[list[bytes]] = []
     with (
@@ -197,27 +214,28 @@ def test_without_the_health_thread_exactly_one_caller_is_the_probe():
     def hang(client: Client) -> None:
         asked.set()
         assert answer.wait(WAIT_S)
-        client.send(b"$-1\r\n")
+        client.send(ABSENT)
 
-    with ScriptedServer(answering(LOADING, hang, b"$-1\r\n")) as server:
+    with ScriptedServer(reading(LOADING, hang, ABSENT)) as server:
         chosen = patient(server, failure_threshold=1, reset_timeout=0.05, max_retries=0)
         with cache_of(chosen) as cache:
             cache._health.stop()
             assert cache.lookup("k").reason == "loading"
             wait_for(lambda: cache._breaker.state is HALF_OPEN)
-            begin, start = len(server.asked()), threading.Barrier(16)
+            begin, start = len(reads(server)), threading.Barrier(16)
 
             def read(_: int) -> str:
                 start.wait(WAIT_S)
                 return cache.lookup("k").reason
 
             with ThreadPoolExecutor(16) as threads:
-                reads = [threads.submit(read, number) for number in range(16)]
+                asking = [threads.submit(read, number) for number in range(16)]
                 assert asked.wait(WAIT_S)
-                wait_for(lambda: sum(each.done() for each in reads) == 15)
-                assert len(server.asked()) == begin + 1
+                wait_for(lambda: sum(each.done() for each in asking) == 15)
+                assert len(reads(server)) == begin + 1
+                assert {words[0] for words in server.asked()} == {b"GET"}
                 answer.set()
-                reasons = sorted(each.result(WAIT_S) for each in reads)
+                reasons = sorted(each.result(WAIT_S) for each in asking)
             assert reasons == ["absent"] + ["breaker_open"] * 15
             assert cache._breaker.state is CLOSED
 
@@ -348,8 +366,8 @@ def test_four_of_five_lost_are_an_outage_unless_the_share_is_off(tcp_server, sha
         with cache_of(chosen) as cache:
             assert cache.set("k", 1)
             told = told_by(cache._breaker)
-            proxy.reset(on=in_turn(b"GET", "FFFFs"))
-            for _ in range(40):
+            proxy.reset(on=in_turn(is_read, "FFFFs"))
+            for _ in range(80):  # the first set asked four times, to begin its counter
                 cache.get("k")
             assert bool(told) == opens
             if opens:
@@ -360,26 +378,26 @@ def test_four_of_five_lost_are_an_outage_unless_the_share_is_off(tcp_server, sha
 
 def test_by_default_three_of_four_calls_failing_open_it():
     """What configuration.md says, down to the socket."""
-    answers = [b"$-1\r\n", LOADING, LOADING, LOADING] * 15
+    answers = [ABSENT, LOADING, LOADING, LOADING] * 15
     with (
-        ScriptedServer(answering(*answers)) as server,
+        ScriptedServer(reading(*answers)) as server,
         cache_of(patient(server, max_retries=0)) as cache,
     ):
         cache._health.stop()
         ask_until(lambda: cache._breaker.state is not CLOSED, lambda: cache.get("k"))
-        assert len(server.asked()) == 20
+        assert len(reads(server)) == 20
 
 
 def test_by_default_every_other_call_failing_opens_nothing():
     """One of two backends is dead: with retries every call is served all the same."""
-    answers = [b"$-1\r\n", LOADING] * 40
+    answers = [ABSENT, LOADING] * 40
     with (
-        ScriptedServer(answering(*answers)) as server,
+        ScriptedServer(reading(*answers)) as server,
         cache_of(patient(server, initial_backoff_ms=0)) as cache,
     ):
         cache._health.stop()
         assert {cache.lookup("k").reason for _ in range(30)} == {"absent"}
-        assert len(server.asked()) > 50
+        assert len(reads(server)) > 50
         assert cache._breaker.state is CLOSED
 
 
@@ -390,13 +408,19 @@ def test_each_attempt_of_a_call_counts():
         with cache_of(chosen) as cache:
             cache._health.stop()
             cache.get("k")
-            assert cache._breaker.failures == len(server.asked()) == 4
+            assert cache._breaker.failures == len(reads(server)) == 4
 
 
 def test_refused_writes_open_the_breaker_for_writes_by_their_share():
     """A Redis at its limit takes a write now and then, and each refusal is a round trip lost."""
-    answers = [b"+OK\r\n", OOM, OOM, OOM] * 20
-    with ScriptedServer(answering(*answers)) as server, cache_of(patient(server)) as cache:
+    answers = itertools.cycle([b"+OK\r\n", OOM, OOM, OOM])
+
+    def script(client: Client) -> None:
+        for words in iter(client.command, None):
+            others = {b"GET": b"$1\r\n7\r\n", b"UNLINK": b":0\r\n", b"CLIENT": b"+OK\r\n"}
+            client.send(next(answers) if words[0] == b"SET" else others[words[0]])
+
+    with ScriptedServer(script) as server, cache_of(patient(server)) as cache:
         cache._health.stop()
         told = told_by(cache._write_breaker)
         ask_until(lambda: told, lambda: cache.set("k", 1))

@@ -7,7 +7,7 @@ import socket
 import time
 
 from namespace import SWALLOWED, Network
-from observation import Observation
+from observation import Observation, wait_for
 
 from jmcache import CacheSettings
 from jmcache.testing import PrivateServer
@@ -42,13 +42,16 @@ def swallowed_packets(observe: Observation, network: Network) -> None:
         cache = observe.cache(CacheSettings(host=OLD, port=PORT))
         with observe.traffic(cache, threads=4):
             for _ in range(2):
-                assert cache.set("k", 1)
+                assert cache.set_many({"k": 1, "kept": 1})
                 with observe.fault():
                     network.vanish(OLD)
                     observe.nothing(cache, "timeout")
                     network.appear(OLD)
                 observe.back(cache)
-                assert cache.get("k") == 1
+                assert cache.get("kept") == 1
+                # It was deleted meanwhile, which Redis is told as soon as it is back.
+                wait_for(lambda: "invalidations_owed" not in cache.health().reasons)
+                assert cache.get("k") is None
 
 
 def _name_server_trouble(observe: Observation, network: Network, name_server: str) -> None:

@@ -200,7 +200,7 @@ def test_a_write_that_timed_out_may_land_behind_a_delete(
     """
     with FaultProxy(tcp) as proxy:
         cache = observe.cache(proxy.settings())
-        cache.get("k")
+        cache.set("k", "early")
         with observe.fault():
             held = proxy.delay(0.6, on=b"SET", times=1)
             assert cache.set("k", "late", ttl=60) is False

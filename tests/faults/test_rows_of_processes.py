@@ -107,6 +107,7 @@ def test_nobody_who_waits_for_a_connection_is_overtaken(
     keys = [f"k{number}" for number in range(8)]
     assert cache.set_many({key: key for key in keys})
     waiters = cache.sync._connection._server.pool._waiters
+    before = proxy.commands_total
 
     def ask(*asked: str) -> None:
         for key in asked:
@@ -125,7 +126,11 @@ def test_nobody_who_waits_for_a_connection_is_overtaken(
         for thread in threads:
             thread.join(timeout=30)
     served = [words[1] for words in proxy.commands if words[0] == b"GET"]
-    assert served == [cache.sync._keys.name(key)[0] for key in keys]
+    space = cache.sync._keys
+    # Each of them the entry and its namespace's counter, in one exchange.
+    expected = [name for key in keys for name in (space.name(key)[0], space.space_counter)]
+    assert served[-len(expected) :] == expected
+    assert proxy.commands_total == before + len(expected), "and nothing else"
     assert observe.values == len(keys)
     assert observe.breaker == set()
 

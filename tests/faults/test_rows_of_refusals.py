@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import re
 import threading
@@ -318,10 +317,10 @@ def test_a_right_that_is_missing_costs_only_what_it_forbids(
         for _ in range(8):
             assert reader.set("k", 2) is False
             assert reader.get("k") == 1
-        assert reader.get_many(["k"]) == {}
+        assert reader.get_many(["k", "l"]) == {}
     counts = reader.stats().operations
     assert counts["set", "unavailable", "noperm"] == 8
-    assert counts["get_many", "unavailable", "noperm"] == 1
+    assert counts["get_many", "unavailable", "noperm"] == 2
     assert observe.breaker == set()
     assert len(observe.errors()) == 2, "one for each operation"
     assert all("ACL" in line for line in observe.errors())
@@ -366,9 +365,13 @@ def test_a_ping_that_is_forbidden_is_a_sign_of_life(observe: Observation) -> Non
 def test_the_rights_in_the_docs_are_enough(observe: Observation, server: PrivateServer) -> None:
     """Whoever gives no more than what is asked for must not find out later what was missing."""
     page = Path(__file__).parents[2] / "docs/configuration.md"
-    match = re.search(r'"ACL", "SETUSER", "app", "on", ">s3cret", (.*)', page.read_text("utf-8"))
+    match = re.search(
+        r'"SETUSER", "app", "on", ">s3cret", (.*?)\n    \)\n', page.read_text("utf-8"), re.S
+    )
     assert match is not None
-    rights = ast.literal_eval(f"[{match[1]}]")
+    rights = re.findall('"(.*?)"', match[1])
+    assert rights[0] == "~jobs:*"
+    assert len(rights) == 1 + 7, "as the page says"
     server.command("ACL", "SETUSER", "app", "on", ">s3cret", *rights)
     cache = observe.cache(settings(server, username="app", password="s3cret", namespace="jobs"))
     with observe.fault():
@@ -380,7 +383,27 @@ def test_the_rights_in_the_docs_are_enough(observe: Observation, server: Private
         assert cache.exists("a") is True
         assert cache.delete("a") is True
         assert cache.delete_many(["b", "c"]) == 2
+        for key, value in {"d": 4, "e": 5, "f": 6}.items():
+            cache.wrote(key, value)
+        assert cache.get_or_set("d", lambda: 4, tags=("t",)) == 4
+        assert cache.get("d") == 4
+        assert cache.get_or_set_many(["d", "e"], lambda keys: dict.fromkeys(keys, 5)) == {
+            "d": 4,
+            "e": 5,
+        }
+        assert cache.get_or_set("d", lambda: 6, force=True) == 6
+        with pytest.raises(LookupError):  # gives its lease back
+            cache.get_or_set("f", {}.popitem)
+        assert cache.set("g", 7, tags=("t",)) is True
+        assert cache.invalidate_tags("t") is True
+        assert cache.get("g") is None
+        assert cache.clear() is True
+        assert cache.get_many(["d", "e"]) == {}
         cache.sync._health._probe()  # PING is not among them
     assert observe.breaker == set()
-    assert observe.outcomes == {}
+    assert observe.outcomes == {
+        "miss computed": 3,
+        "miss loader_failed": 1,
+        "miss invalidated": 3,
+    }
     assert observe.log == []

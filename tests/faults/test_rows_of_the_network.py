@@ -313,10 +313,16 @@ def test_an_absurd_size_is_refused_before_anything_is_reserved(
 
 # Out of step ---------------------------------------------------------------------------------
 
+
+def ends_exchange(words: list[bytes]) -> bool:
+    """Reads and writes of one entry end with the namespace's counter."""
+    return words[0] == b"GET" and words[1].endswith(b"#")
+
+
 SURPLUS: dict[str, Break] = {
-    "value": lambda p: p.surplus(on=b"GET"),
-    "nothing": lambda p: p.surplus(b"$-1\r\n", on=b"GET"),
-    "ok": lambda p: p.surplus(b"+OK\r\n", on=b"SET"),
+    "value": lambda p: p.surplus(on=ends_exchange),
+    "nothing": lambda p: p.surplus(b"$-1\r\n", on=ends_exchange),
+    "ok": lambda p: p.surplus(b"+OK\r\n", on=ends_exchange),
 }
 
 
@@ -334,7 +340,7 @@ def test_replies_that_come_twice_are_found_before_the_next_command(
     proxy: FaultProxy, observe: Observation
 ) -> None:
     """The second one looks right: only its place is wrong."""
-    _stays_in_step(proxy, observe, lambda p: p.duplicate())
+    _stays_in_step(proxy, observe, lambda p: p.duplicate(on=ends_exchange))
 
 
 def _stays_in_step(proxy: FaultProxy, observe: Observation, break_it: Break) -> None:
@@ -349,9 +355,59 @@ def _stays_in_step(proxy: FaultProxy, observe: Observation, break_it: Break) -> 
             assert cache.get(f"k{number}") == number, "and a value, not a miss"
         proxy.heal()
     counted = cache.sync._connection.usage().surplus
+    assert fault.triggered == 20
     assert fault.triggered - 1 <= counted <= fault.triggered, "the last one waits to be found"
     assert cache.health().status == "ok"
     observe.back(cache)
+
+
+AMID: dict[str, Break] = {
+    "value": lambda p: p.surplus(on=b"GET"),
+    "nothing": lambda p: p.surplus(b"$-1\r\n", on=b"GET"),
+    "ok": lambda p: p.surplus(b"+OK\r\n", on=b"SET"),
+    "number": lambda p: p.surplus(b":1\r\n", on=b"UNLINK"),
+    "counter": lambda p: p.surplus(b"$16\r\n1234567890123456\r\n", on=b"GET"),
+    "entry twice": lambda p: p.duplicate(on=lambda w: w[0] == b"GET" and not ends_exchange(w)),
+}
+
+
+@pytest.mark.fault_row(20)
+def test_when_everything_comes_twice_nothing_is_mixed_up(
+    proxy: FaultProxy, observe: Observation
+) -> None:
+    """Several commands in one exchange: the second reply is the next command's."""
+    _mixes_nothing_up(proxy, observe, lambda p: p.duplicate())
+
+
+@pytest.mark.fault_row(18)
+@pytest.mark.parametrize("what", AMID)
+def test_a_reply_too_many_amid_an_exchange_is_nobodys_value(
+    proxy: FaultProxy, observe: Observation, what: str
+) -> None:
+    """It takes the place of a reply of the same exchange: a miss then, or a write that is not
+    confirmed. What is behind it is found before the next command.
+    """
+    _mixes_nothing_up(proxy, observe, AMID[what])
+
+
+def _mixes_nothing_up(proxy: FaultProxy, observe: Observation, break_it: Break) -> None:
+    cache = observe.cache(proxy.settings(operation_timeout=2.0, failure_threshold=1000))
+    for number in range(10):
+        assert cache.set(f"k{number}", number)
+    with observe.fault():
+        fault = break_it(proxy)
+        for number in range(10):
+            cache.set(f"k{number}", number)
+            assert cache.get(f"k{number}") in (number, None)
+            found = cache.get_many([f"k{number}", f"k{(number + 1) % 10}"])
+            assert found.items() <= {f"k{each}": each for each in range(10)}.items()
+            cache.delete(f"k{number}")
+        assert fault.triggered >= 10
+        proxy.heal()
+    observe.back(cache)
+    for number in range(10):
+        assert cache.set(f"k{number}", number)
+        assert cache.get(f"k{number}") == number
 
 
 LATE: dict[str, Break] = {
