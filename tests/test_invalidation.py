@@ -13,9 +13,13 @@ from computing_kit import SOON_S, Door, Loader, open_door, wait_until  # noqa: F
 from jmcache import Cache, CacheSettings, LocalCache, Outcome, RedisCacheFactory
 from jmcache.connection._connection import Connection
 from jmcache.invalidation import generation_of, read_counter
-from jmcache.testing import PrivateServer
+from jmcache.testing import PrivateCluster, PrivateServer
+from jmcache.testing.cluster import slot_of
 
 MakeSettings = Callable[..., CacheSettings]
+
+# What nodes are asked by each other, by the health thread, and by the tests.
+NOT_OURS = frozenset({"ping", "replconf", "info", "cluster|info", "cluster|slots", "cluster|nodes"})
 
 
 @pytest.fixture
@@ -389,3 +393,65 @@ def test_counters_in_this_process_go_on_after_close_too() -> None:
     assert cache.get("k") == 2
     cache.clear()
     assert cache.get("k") is None
+
+
+# In a cluster ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clustered(redis_cluster: PrivateCluster) -> Iterator[Cache]:
+    """In a cluster, connected to all of its nodes."""
+    chosen = CacheSettings.from_url(
+        redis_cluster.url, namespace="parts", operation_timeout=1.0, max_retries=0
+    )
+    with RedisCacheFactory.create_cache(chosen) as cache:
+        cache.set_many({f"warm {number}": number for number in range(30)}, timeout=5.0)
+        yield cache
+
+
+def test_an_operation_on_one_key_asks_one_node(
+    redis_cluster: PrivateCluster, clustered: Cache
+) -> None:
+    """Two would be twice the trouble: either may be away."""
+    for number in range(10):
+        for work in (clustered.set, clustered.get_or_set, clustered.get, clustered.delete):
+            args = [f"k{number}"]
+            args += [lambda: 1] if work == clustered.get_or_set else []
+            args += [1] if work == clustered.set else []
+            masters = redis_cluster.masters()
+            for node in masters:
+                node.command("CONFIG", "RESETSTAT")
+            assert work(*args)
+            asked = [commands_since_reset(node).keys() - NOT_OURS for node in masters]
+            assert len(list(filter(None, asked))) == 1, (work, asked)
+
+
+def test_a_tag_whose_node_is_away_costs_its_entries_alone(
+    redis_cluster: PrivateCluster, clustered: Cache
+) -> None:
+    """Of them nothing can be said. Those beside them are served, in the same call, too."""
+    tag = clustered._keys.tag_counter("t")
+    home = redis_cluster.master_of(tag)
+    owners = redis_cluster.owners()
+    keys = [f"k{number}" for number in range(40)]
+    keys = [k for k in keys if owners[slot_of(clustered._keys.name(k)[0])] is not home]
+    tagged, plain = keys[:5], keys[5:]
+    assert clustered.set_many(dict.fromkeys(tagged, 1), tags=("t",), timeout=5.0)
+    assert clustered.set_many(dict.fromkeys(plain, 1), timeout=5.0)
+    for node in redis_cluster.nodes:
+        node.command("CONFIG", "SET", "cluster-node-timeout", 60_000)
+    home.pause()
+    try:
+        for _ in range(8):  # before its breaker opens, and after
+            assert clustered.get_many(keys) == dict.fromkeys(plain, 1)
+        found = clustered.lookup(tagged[0])
+        assert (found.outcome, found.value) == (Outcome.UNAVAILABLE, None)
+        assert found.reason in ("timeout", "node_down")
+        assert clustered.set_many({tagged[0]: 2}, tags=("t",)) is False
+        assert clustered.set(plain[0], 1) is True
+        assert clustered.stats().corrupt == 0
+    finally:
+        home.resume()
+        for node in redis_cluster.nodes:
+            node.command("CONFIG", "SET", "cluster-node-timeout", 1500)
+    wait_until(lambda: clustered.get_many(keys) == dict.fromkeys(keys, 1))

@@ -42,6 +42,8 @@ T = TypeVar("T")
 Validate = Callable[[Any], object] | type | Any
 Counters = dict[bytes, int | RedisError | None]  # an error: where it is kept is away
 
+_TAGS_SHARE = 0.8  # of the time that is left, for the counters of tags in a cluster
+
 # What a validator raises to say no. Anything else it raises is the caller's business.
 _NO = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
@@ -194,8 +196,10 @@ class Stops:
         }
         if unknown:
             names = tuple(unknown)
+            # A node that hangs must leave the others' entries the time to be made something of.
+            within = deadline.part(_TAGS_SHARE) if self.store.in_parts else deadline
             try:
-                found = self.ask(self.store.read, (), names, (), deadline)
+                found = self.ask(self.store.read, (), names, (), within)
                 known.update(_known(names, found.counters))
             except RedisError as error:
                 if not self.store.in_parts:
