@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from scripted_server import Answer, Client, ScriptedServer
+from scripted_server import RESET, Answer, Client, ScriptedServer
 
 from jmcache.settings import CacheSettings
 from jmcache.testing.cluster import SLOTS, slot_of
@@ -104,6 +104,8 @@ class ScriptedCluster:
             instead = self.instead.get(number)
             answer = None if instead is None else instead(client, words)
             client.give(self._right(number, words, asking) if answer is None else answer)
+            if answer is RESET:
+                return  # what came with it is answered by nobody
             asking = False
 
     def _right(self, number: int, words: Words, asking: bool) -> bytes:

@@ -52,6 +52,8 @@ def test_it_serves_every_slot_when_start_returns(small: PrivateCluster) -> None:
         with pytest.raises(ReplyError, match="MOVED"):
             other.command("GET", name)
     assert small.master_of("name 1") is owners[small.slot_of("name 1")]
+    for name in ("a{b}c", "a{}b", "{b", "}{b}", "{b}{c}", "{{b}}"):
+        assert owners[0].command("CLUSTER", "KEYSLOT", name) == small.slot_of(name)
 
 
 def test_slots_move_with_their_keys(small: PrivateCluster) -> None:

@@ -155,7 +155,7 @@ class PrivateCluster:
 
     @staticmethod
     def slot_of(name: str | bytes) -> int:
-        """Return the slot of a name in Redis. Hash tags are not looked for."""
+        """Return the slot of a name in Redis."""
         return slot_of(name)
 
     def slots_of(self, master: PrivateServer) -> list[int]:
@@ -297,8 +297,10 @@ class PrivateCluster:
 
 
 def slot_of(name: str | bytes) -> int:
-    """Return the slot of a name in Redis. Hash tags are not looked for."""
-    return binascii.crc_hqx(name.encode() if isinstance(name, str) else name, 0) % SLOTS
+    """Return the slot of a name in Redis: that of its hash tag, where it has one."""
+    text = name.encode() if isinstance(name, str) else name
+    tag, end, _ = text.partition(b"{")[2].partition(b"}")
+    return binascii.crc_hqx(tag if tag and end else text, 0) % SLOTS
 
 
 def _start(node: PrivateServer) -> None:
