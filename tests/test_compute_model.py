@@ -27,6 +27,8 @@ TTL_S = 300.0
 class OneByOne:
     """A store in which the commands of a pipeline are carried out one by one."""
 
+    in_parts = False
+
     def __init__(self, run: Run) -> None:
         self._run = run
         self.at_once = LocalStore(clock=lambda: 1000.0)

@@ -184,10 +184,8 @@ class Computation:
         limit_s = min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
         flights: dict[Key, Flight] = dict(mine)
         seen = limit_s == _NO_LIMIT_S and not self._detached
-        others = Crew()
-        whole = Flight(others)  # with the store, which comes after the landing
-        unseen = self._lead_unseen(others.lead(mine), whole, looks, waited_for)
-        if seen or not self._spawn(unseen, awaited=True):
+        whole = None if seen else self._lead_elsewhere(mine, looks, waited_for)
+        if whole is None:
             mine.lead(flights)
             lead = Lead(self._shop, self._order, mine)
             return (yield from lead.steps(looks, waited_for=waited_for))
@@ -209,6 +207,19 @@ class Computation:
         # Who computed a value finds it in the cache afterwards, unless that takes too long.
         yield Join(whole, min(until.remaining(), self._order.timeout_s))
         return results
+
+    def _lead_elsewhere(
+        self, mine: Crew, looks: Looks, waited_for: Iterable[bytes]
+    ) -> Flight | None:
+        """Have the flights led in the background, if there is room.
+
+        Returns:
+            One that ends with the store, which comes after the landing; None: there was no room.
+        """
+        crew = Crew().lead(mine)
+        whole = Flight(crew)
+        unseen = self._lead_unseen(crew, whole, looks, waited_for)
+        return whole if self._spawn(unseen, awaited=True) else None
 
     def _lead_unseen(
         self, mine: Crew, whole: Flight, looks: Looks, waited_for: Iterable[bytes]
