@@ -113,7 +113,7 @@ class Background:
     def _do(self, work: Work) -> None:
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - the thread would die, and nobody hears of it
+        except BaseException as error:  # noqa: BLE001 - the thread would die, and nobody hears of it
             self.failed += 1
             if self.failed == 1:
                 # The type alone: the text of a foreign error may hold anything.

@@ -53,7 +53,7 @@ class Flight:
         self.crew = weakref.ref(crew)
         self._is_over = False
         self.result: tuple[Any] | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.mark: Any = None
         self._bells: deque[Bell] = deque()
 
@@ -68,7 +68,7 @@ class Flight:
             self.result = (result,)
             self.end()
 
-    def crash(self, error: Exception) -> None:
+    def crash(self, error: BaseException) -> None:
         """End it with what the loader raised. Only the first end counts."""
         if not self._is_over:
             self.error = error

@@ -142,6 +142,17 @@ class LocalStore:
         with self._lock:
             self._free(leases, token, cool_ms, now)
 
+    def renew(
+        self, leases: Sequence[bytes], token: bytes, lease_ms: int, deadline: Deadline
+    ) -> None:
+        """See Store.renew."""
+        now = self._clock()
+        with self._lock:
+            for lease in leases:
+                holder, ends_at = self._leases.get(lease, (None, 0.0))
+                if holder == token and ends_at > now:
+                    self._leases[lease] = token, now + lease_ms / 1000
+
     def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
         """See Store.move."""
         with self._lock:

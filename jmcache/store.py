@@ -95,6 +95,11 @@ class Store(Protocol):
             cool_ms: Milliseconds for which COOLING is to hold them instead; 0: nobody.
         """
 
+    def renew(
+        self, leases: Sequence[bytes], token: bytes, lease_ms: int, deadline: Deadline
+    ) -> None:
+        """Let those of *leases* that *token* holds last for *lease_ms* from now."""
+
     def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
         """Move *counters* on: higher than they ever were."""
 

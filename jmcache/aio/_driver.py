@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jmcache.aio._threads import Call, Threads
-from jmcache.cache import Ask, Cache, Join, Pause, RedisCache, Step, Steps, Work, loading
+from jmcache.cache import Ask, Cache, Join, Loading, Pause, RedisCache, Step, Steps, Work, loading
 from jmcache.deadline import Deadline
 from jmcache.flight import Flight
 
@@ -78,7 +78,8 @@ class Driver:
             return await _join(step.flight, step.seconds)
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        before = loading.set(loading.get().union(step.names))
+        mark = Loading(step.names)
+        before = loading.set((*loading.get(), mark))
         try:
             if getattr(step.loader, "is_async", False):
                 loaded = step.loader(step.looks)
@@ -88,9 +89,12 @@ class Driver:
                 loaded = await _done(self._loaders.begin(work, Deadline(_NO_LIMIT_S)))
             return await loaded if inspect.isawaitable(loaded) else loaded
         except BaseException as error:
+            if isinstance(error, StopIteration):  # no coroutine lets that through
+                error = RuntimeError("the loader raised StopIteration")
             step.failure = id(error)
-            raise
+            raise error
         finally:
+            mark.over = True
             loading.reset(before)
 
 

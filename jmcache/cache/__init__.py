@@ -20,7 +20,7 @@ from jmcache.cache._loaders import LoadContext, load_context
 from jmcache.cache._local import LocalCache
 from jmcache.cache._plan import FunctionOptions, Options, Plan
 from jmcache.cache._redis import RedisCache
-from jmcache.cache._steps import Ask, Join, Load, Pause, Step, Steps, Work, loading
+from jmcache.cache._steps import Ask, Join, Load, Loading, Pause, Step, Steps, Work, loading
 from jmcache.cache._stops import Validate
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "KeySpec",
     "Load",
     "LoadContext",
+    "Loading",
     "LocalCache",
     "Options",
     "Pause",

@@ -16,6 +16,7 @@ from jmcache.background import Background
 from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, decorator
 from jmcache.cache._compute import Computation, Spawn
 from jmcache.cache._guard import LoadGuard
+from jmcache.cache._keeper import Keeper
 from jmcache.cache._lead import Looks, Order, Results, Workshop
 from jmcache.cache._loaders import check_plain, for_many, for_one
 from jmcache.cache._look import Kept, Key
@@ -88,6 +89,7 @@ class Cache:
             LoadGuard(stops.settings.max_outage_loads),
             Background(_BACKGROUND_THREADS, _BACKGROUND_QUEUE),
             Background(1, _RETURNS_QUEUE),
+            Keeper(stops.renew),
             stops.monitor.note,
         )
         # Apart from refreshes: those may wait, while somebody waits for each of these.

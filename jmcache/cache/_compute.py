@@ -32,12 +32,14 @@ from jmcache.cache._lead import (
     Workshop,
 )
 from jmcache.cache._look import Key, Look
-from jmcache.cache._steps import Join, Load, Steps, Work, loading
+from jmcache.cache._plan import is_limit
+from jmcache.cache._steps import Join, Load, Steps, Work, names_loading
 from jmcache.deadline import Deadline
 from jmcache.errors import LoaderTimeoutError
 from jmcache.flight import Crew, Flight
 from jmcache.outcome import Outcome
 
+_ABSENT = (None,)  # the result of a flight whose loader returned nothing for the key
 _XFETCH_BETA = 1.0
 _NO_LIMIT_S = 10 * 86_400.0
 
@@ -81,25 +83,26 @@ class Computation:
         """Look, and compute what is needed; return what there is, by key."""
         plan = self._plan
         self._began = time.monotonic()
-        own = loading.get()
+        own_names = names_loading()
         blank: Looks = dict.fromkeys(keys, Look(Outcome.MISS))
-        if own and not own.isdisjoint([key.name for key in keys]):
-            # The loader asks for what it is loading: it would wait for itself.
-            loaded = yield Load(self._order.loader, blank, tuple([key.name for key in keys]))
-            return {k: Landed(v, None, Outcome.MISS) for k, v in loaded.values.items()}
         looks = blank if plan.write_only else (yield from self._asking.look(keys))
         results: Results = {}
         stale: Looks = {}
         missing: Looks = {}
+        own: Looks = {}
         for key, look in looks.items():
             if plan.force or not look.is_there or look.over_s > plan.stale_ttl:
-                missing[key] = look
+                # A loader that asks for what it is loading would wait for itself.
+                (own if key.name in own_names else missing)[key] = look
                 continue
             results[key] = Landed.of(look)
             if look.holder is None and (look.outcome is Outcome.STALE or self._is_early(look)):
                 stale[key] = look  # else somebody refreshes it already, or it failed just now
-        if stale:
+        if stale and not plan.read_only:
             yield from self._refresh_soon(stale)
+        if own:
+            loaded = yield Load(self._order.loader, own, tuple([key.name for key in own]))
+            results |= {k: Landed(v, None, Outcome.MISS) for k, v in loaded.values.items()}
         if missing:
             results |= yield from self._fly(missing)
         return results
@@ -108,6 +111,8 @@ class Computation:
 
     def _fly(self, missing: Looks) -> Steps[Results]:
         until, turns = Deadline(self._plan.lock_timeout), HOLDERS
+        limit_s = self._limit_s(missing)
+        limit = Deadline(limit_s)
         mine = Crew()
         late: dict[Key, Flight] = {}  # waited for long enough
         waited_for: set[bytes] = set()  # those who hold the leases for them
@@ -117,17 +122,22 @@ class Computation:
                 joined = self._board(missing, mine, late)
                 if mine:
                     looks = {key: missing[key] for key in mine}
-                    results |= yield from self._lead(mine, looks, waited_for)
+                    results |= yield from self._lead(mine, looks, waited_for, limit)
                 again: list[Key] = []
                 for key, (flight, mark) in joined.items():
                     self._shop.note("coalesced")
-                    yield Join(flight, until.remaining())
+                    yield Join(flight, min(until.remaining(), limit.remaining()))
                     landed = _landed(flight, self._began)
                     if landed is not None:
                         results[key] = yield from self._share(landed)
                         continue
+                    if flight.result == _ABSENT:
+                        continue
                     if flight.error is not None:
                         raise flight.error
+                    if not flight.ended and limit.expired:
+                        results[key] = self._instead(missing[key])
+                        continue
                     if not flight.ended:
                         if turns:
                             until = Deadline(self._plan.lock_timeout)  # for whoever loads now
@@ -177,35 +187,49 @@ class Computation:
             self._shop.flights.leave(key.name, mine[key])
             del mine[key]
 
-    def _lead(self, mine: Crew, looks: Looks, waited_for: Iterable[bytes]) -> Steps[Results]:
+    def _limit_s(self, looks: Looks) -> float:
+        """Seconds that the caller waits for a load at most."""
         plan = self._plan
         fallback = all([self._is_fallback(look) for look in looks.values()])
         limits = [plan.loader_timeout, plan.soft_timeout if fallback else None]
-        limit_s = min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
+        return min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
+
+    def _instead(self, look: Look) -> Landed:
+        """Return what stands in for a value that is not there in time, or raise."""
+        self._shop.note("loader_timeout")
+        if self._is_fallback(look):
+            return Landed.of(look, Outcome.STALE)
+        raise LoaderTimeoutError(
+            f"loader_timeout: no value after {self._plan.loader_timeout} s; the load goes on"
+        )
+
+    def _lead(
+        self, mine: Crew, looks: Looks, waited_for: Iterable[bytes], limit: Deadline
+    ) -> Steps[Results]:
         flights: dict[Key, Flight] = dict(mine)
-        seen = limit_s == _NO_LIMIT_S and not self._detached
-        whole = None if seen else self._lead_elsewhere(mine, looks, waited_for)
+        limited = self._limit_s(looks) < _NO_LIMIT_S
+        whole = None
+        if limited or self._detached:
+            whole = self._lead_elsewhere(mine, looks, waited_for)
         if whole is None:
             mine.lead(flights)
+            if limited:  # on the caller's own thread it would have no limit
+                return {key: self._instead(look) for key, look in looks.items()}
             lead = Lead(self._shop, self._order, mine)
             return (yield from lead.steps(looks, waited_for=waited_for))
         mine.clear()  # they are led, and left, in the background
-        until = Deadline(limit_s)
         results: Results = {}
         for key, flight in flights.items():
-            if not (yield Join(flight, until.remaining())):
-                self._shop.note("loader_timeout")
-                if not fallback:
-                    raise LoaderTimeoutError(
-                        f"loader_timeout: no value after {limit_s} s; the load goes on"
-                    )
-                results[key] = Landed.of(looks[key], Outcome.STALE)
+            if not (yield Join(flight, limit.remaining())):
+                results[key] = self._instead(looks[key])
             elif flight.error is not None:
                 raise flight.error
-            elif flight.result is not None:
+            elif flight.result is not None and flight.result != _ABSENT:
                 results[key] = flight.result[0]  # loaded for this caller: the others get copies
         # Who computed a value finds it in the cache afterwards, unless that takes too long.
-        yield Join(whole, min(until.remaining(), self._order.timeout_s))
+        yield Join(whole, min(limit.remaining(), self._order.timeout_s))
+        if whole.error is not None:
+            raise whole.error
         return results
 
     def _lead_elsewhere(
@@ -228,10 +252,12 @@ class Computation:
         lead = Lead(self._shop, self._order, mine)
         try:
             yield from lead.steps(looks, waited_for=waited_for)
-        except Exception as error:
+        except BaseException as error:
             if not lead.is_failure(error):
                 raise
-            self._shop.note("load_failed")  # whoever waits is told by the flight
+            self._shop.note("load_failed")
+            if is_limit(error):  # nobody else's business than the caller's
+                whole.crash(error)
         finally:
             self._leave(mine)
             whole.end()
@@ -262,7 +288,7 @@ class Computation:
         try:
             yield from lead.hand_over(stale, refresher)
         except Exception as error:
-            if not lead.is_failure(error):
+            if is_limit(error) or not lead.is_failure(error):
                 raise
             self._shop.note("refresh_failed")
 
@@ -280,7 +306,7 @@ class Computation:
                 self._shop.note("refresh")
                 yield from lead.steps(looks, wait=False)
         except Exception as error:
-            if not lead.is_failure(error):
+            if is_limit(error) or not lead.is_failure(error):
                 raise
             self._shop.note("refresh_failed")
         finally:
@@ -311,7 +337,7 @@ def _serves(flight: Flight, look: Look, began: float) -> bool:
 
     Not if its load began before a delete or an invalidation that was over by then.
     """
-    if flight.result is not None and _landed(flight, began) is None:
+    if flight.result not in (None, _ABSENT) and _landed(flight, began) is None:
         return False
     mark: Mark | None = flight.mark
     return (
@@ -327,7 +353,7 @@ def _landed(flight: Flight, began: float) -> Landed | None:
 
     What its leader found in the store may have been deleted since, unless it asked later.
     """
-    if flight.result is None:
+    if flight.result is None or flight.result == _ABSENT:
         return None
     landed: Landed = flight.result[0]
     return landed if landed.asked_at >= began else None

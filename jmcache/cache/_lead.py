@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 from jmcache.background import Background
 from jmcache.cache._guard import LoadGuard, Permit
+from jmcache.cache._keeper import Hold, Keeper
 from jmcache.cache._look import Kept, Key, Look
 from jmcache.cache._plan import Plan, is_limit
-from jmcache.cache._steps import Ask, Load, Pause, Steps, Work
+from jmcache.cache._steps import Ask, Load, Pause, Steps, Work, names_loading
 from jmcache.cache._stops import Stops, Validate
 from jmcache.deadline import Deadline
 from jmcache.errors import LoaderOverloadedError, RedisError
@@ -87,7 +88,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         values: By key; those that are missing have none.
-        ttl_s: Seconds they are fresh; None: as planned.
+        ttl_s: Seconds they are fresh, as the loader chose; None: as planned.
         stored: Are they to be kept?
     """
 
@@ -107,6 +108,7 @@ class Workshop:
         background: Where stale values are refreshed.
         returns: Where leases are given back: apart from refreshes, which may take long, while
             everybody else waits for a lease that nobody uses any more.
+        keeper: Who renews the leases of loads that take long.
         note: Told what happened, in a word.
         clock: Seconds, never going back.
     """
@@ -116,6 +118,7 @@ class Workshop:
     guard: LoadGuard
     background: Background
     returns: Background
+    keeper: Keeper
     note: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
 
@@ -201,9 +204,9 @@ class Lead:
         self._results: Results = {}
         self._failure = 0  # what the loader raised, as its id
 
-    def is_failure(self, error: Exception) -> bool:
+    def is_failure(self, error: BaseException) -> bool:
         """Is *error* what the loader raised, or one of ours?"""
-        return not is_limit(error) and (id(error) == self._failure or isinstance(error, RedisError))
+        return id(error) == self._failure or isinstance(error, RedisError)
 
     def steps(
         self, looks: Looks, *, wait: bool = True, waited_for: Iterable[bytes] = ()
@@ -328,6 +331,18 @@ class Lead:
             for key in looks:
                 self._flights[key].mark = Mark(b"", None, time.monotonic())
         permit = Permit()
+        hold = Hold(
+            [key.lease for key in looks] if leased else [], self._token, self._plan.lock_timeout
+        )
+        if leased:
+            shop.keeper.keep(hold)
+        try:
+            yield from self._load_held(looks, permit, leased)
+        finally:
+            hold.end()
+
+    def _load_held(self, looks: Looks, permit: Permit, leased: bool) -> Steps[None]:
+        shop = self._shop
         try:
             if not all([look.reached for look in looks.values()]) and not (
                 yield from self._enter(permit)
@@ -339,8 +354,8 @@ class Lead:
             try:
                 loaded: Loaded = yield from self._call(Load(self._order.loader, looks, names))
             except Exception as error:
-                if id(error) != self._failure:
-                    raise
+                if is_limit(error) or not self.is_failure(error):
+                    raise  # whoever waits tries for himself
                 self._failed(looks, error)
                 return
             cost_s = shop.clock() - began
@@ -350,6 +365,9 @@ class Lead:
         bodies: dict[Key, bytes] = yield Work(lambda: self._pack(loaded.values))
         for key, value in loaded.values.items():
             self._land(key, Landed(value, bodies.get(key), Outcome.MISS))
+        for key in looks:
+            if key not in loaded.values:
+                self._flights[key].land(None)  # whoever waits need not load it again
         if loaded.stored and leased:
             entries = [
                 (key, body, self._kept(loaded, key, looks[key], cost_s / len(looks)))
@@ -376,11 +394,12 @@ class Lead:
 
     def _kept(self, loaded: Loaded, key: Key, look: Look, cost_s: float) -> Kept:
         plan = self._plan
-        negative = plan.negative_ttl is not None and plan.is_negative(loaded.values[key])
-        ttl_s = plan.ttl if loaded.ttl_s is None else loaded.ttl_s
+        negative_ttl = plan.negative_ttl if plan.is_negative(loaded.values[key]) else None
+        negative = negative_ttl is not None
         return Kept(
-            ttl_s=plan.negative_ttl if negative and plan.negative_ttl is not None else ttl_s,
+            ttl_s=loaded.ttl_s or negative_ttl or plan.ttl,  # the loader knows best
             after_s=plan.after_s,
+            timed=plan.early_refresh is not None,
             load_cost_s=cost_s,
             tags=plan.tags,
             generation=look.generation or 0,
@@ -390,13 +409,11 @@ class Lead:
     def _failed(self, looks: Looks, error: Exception) -> None:
         """Go on with what the loader raised: hand out the old values, or raise it."""
         plan = self._plan
-        if is_limit(error):
-            raise error  # the caller's own time is over; whoever waits tries for himself
-        cooled = [key for key in looks if key in self._held and self._is_fallback(looks[key])]
-        self._free(cooled, _COOL_S)
-        covered = plan.may_cover(error) and all(
-            [look.is_there and look.over_s <= plan.stale_if_error for look in looks.values()]
-        )
+        may_cover = plan.may_cover(error)
+        if may_cover:
+            cooled = [key for key in looks if key in self._held and self._is_fallback(looks[key])]
+            self._free(cooled, _COOL_S)
+        covered = may_cover and all([self._covers(look) for look in looks.values()])
         for key, look in looks.items():
             if covered:
                 self._land(key, Landed.of(look, Outcome.STALE))
@@ -424,6 +441,8 @@ class Lead:
 
     def _enter(self, permit: Permit) -> Steps[bool]:
         """Wait for a place among those that load without Redis; False when there was none."""
+        if names_loading():
+            return True  # for a load that has a place: waiting for another could take all places
         until = Deadline(self._plan.lock_timeout)
         while not self._shop.guard.enter(permit):
             if until.expired:
@@ -487,8 +506,14 @@ class Lead:
             return False
         return not before.is_there or (look.age_s or 0.0) < (before.age_s or 0.0)
 
+    def _covers(self, look: Look) -> bool:
+        """May what was found stand in for a load that failed?"""
+        stale_s = self._plan.stale_if_error
+        return stale_s > 0.0 and look.is_there and look.over_s <= stale_s
+
     def _is_fallback(self, look: Look) -> bool:
-        return look.is_there and look.over_s <= self._plan.after_s
+        """May what was found be handed out for some time after a load that failed?"""
+        return look.is_there and self._plan.after_s > 0.0 and look.over_s <= self._plan.after_s
 
 
 def _quietly(work: Callable[[], object]) -> None:

@@ -66,7 +66,8 @@ def for_one(loader: Callable[..., Any], key: Key, plan: Plan) -> Callable[[Looks
         return loaded(value, context)
 
     def loaded(value: Any, context: LoadContext) -> Loaded:
-        return Loaded({key: value}, check_ttl(context.ttl), context.stored)
+        chosen = None if context.ttl == plan.ttl else check_ttl(context.ttl)
+        return Loaded({key: value}, chosen, context.stored)
 
     load.is_async = inspect.iscoroutinefunction(loader)  # type: ignore[attr-defined]
     return load

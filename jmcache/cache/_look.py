@@ -77,6 +77,7 @@ class Kept(NamedTuple):
         tags: What it can be invalidated by.
         generation: The sum of the counters it depends on, from before it was computed.
         negative: Does it stand for "there is none"?
+        timed: Is its TTL to be known to whoever finds it, to refresh it early?
     """
 
     ttl_s: float
@@ -85,3 +86,4 @@ class Kept(NamedTuple):
     tags: tuple[str, ...] = ()
     generation: int = 0
     negative: bool = False
+    timed: bool = False

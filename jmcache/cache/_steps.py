@@ -20,11 +20,27 @@ from jmcache.flight import Flight
 
 T = TypeVar("T")
 
-# The names this thread or task, or whoever it works for, is loading: a loader that asks for its
-# own key is let through instead of waiting for itself.
-loading: contextvars.ContextVar[frozenset[bytes]] = contextvars.ContextVar(
-    "jmcache_loading", default=frozenset()
+
+class Loading:
+    """A load under way, as its loader's context has it."""
+
+    __slots__ = ("names", "over")
+
+    def __init__(self, names: tuple[bytes, ...]) -> None:
+        self.names = names
+        self.over = False  # what the loader began may go on, in a task with the same context
+
+
+# The loads this thread or task, or whoever it works for, is part of: a loader that asks for its own
+# key is let through instead of waiting for itself.
+loading: contextvars.ContextVar[tuple[Loading, ...]] = contextvars.ContextVar(
+    "jmcache_loading", default=()
 )
+
+
+def names_loading() -> set[bytes]:
+    """Return the names that whoever calls this is loading."""
+    return {name for load in loading.get() if not load.over for name in load.names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +132,11 @@ def _take(step: Step) -> Any:
 
 
 def _load(step: Load) -> Any:
-    loading.set(loading.get().union(step.names))
-    return step.loader(step.looks)
+    mark = Loading(step.names)
+    loading.set((*loading.get(), mark))
+    try:
+        return step.loader(step.looks)
+    except StopIteration as error:  # no generator lets that through, and we are one
+        raise RuntimeError("the loader raised StopIteration") from error
+    finally:
+        mark.over = True

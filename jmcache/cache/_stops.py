@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from jmcache.cache._keeper import Hold
 from jmcache.cache._look import Kept, Key, Look
 from jmcache.circuit_breaker import CircuitBreaker
 from jmcache.deadline import Deadline
@@ -262,8 +263,8 @@ class Stops:
             body=body,
             created_ms=now_ms,
             expires_ms=now_ms + ttl_ms,
-            # Where it is never handed out stale, Redis's own expiry says it without any clock.
-            soft_ttl_ms=max(1, int(fresh_s * 1000)) if kept.after_s else 0,
+            # Where nobody has to know it, Redis's own expiry says it without any clock.
+            soft_ttl_ms=max(1, int(fresh_s * 1000)) if kept.after_s or kept.timed else 0,
             load_cost_ms=int(kept.load_cost_s * 1000),
             generation=kept.generation,
             tags=kept.tags,
@@ -438,6 +439,12 @@ class Stops:
         """Give back the leases that *token* holds; nobody has them for *cool_s* more seconds."""
         leases = [key.lease for key in keys]
         self.ask(self.store.free, leases, token, int(cool_s * 1000), deadline)
+
+    def renew(self, hold: Hold) -> None:
+        """Let the leases of *hold* last anew."""
+        deadline = Deadline(min(self.settings.operation_timeout, hold.every_s))
+        lease_ms = max(1, int(hold.lease_s * 1000))
+        self.ask_to_write(self.store.renew, hold.leases, hold.token, lease_ms, deadline)
 
     # Telling ------------------------------------------------------------------------------------
 

@@ -39,6 +39,13 @@ return 1
 """
 
 
+# Lets a lease last if it is held by who asks.
+_RENEW = b"""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+
 class Command(NamedTuple):
     """One command, and the name that says which node of a cluster it is for."""
 
@@ -82,6 +89,11 @@ def store_held(item: Item, token: bytes) -> Command:
 def free(lease: bytes, token: bytes, cool_ms: int) -> Command:
     """Free a lease if *token* holds it."""
     return _script(_FREE, (lease,), token, b"%d" % cool_ms, COOLING)
+
+
+def renew(lease: bytes, token: bytes, lease_ms: int) -> Command:
+    """Let a lease last if *token* holds it."""
+    return _script(_RENEW, (lease,), token, b"%d" % lease_ms)
 
 
 def seed(counter: bytes, now_us: int) -> Command:

@@ -195,6 +195,13 @@ class RedisConnectionManager:
         commands = [_commands.free(lease, token, cool_ms) for lease in leases]
         _raise_first(self._each(commands, deadline))
 
+    def renew(
+        self, leases: Sequence[bytes], token: bytes, lease_ms: int, deadline: Deadline
+    ) -> None:
+        """See Store.renew."""
+        commands = [_commands.renew(lease, token, lease_ms) for lease in leases]
+        _raise_first(self._each(commands, deadline))
+
     def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
         """See Store.move."""
         now_us = int(self.now() * 1e6)

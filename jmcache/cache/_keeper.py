@@ -1,0 +1,113 @@
+"""Keeps the leases of loads that take longer than a lease lasts.
+
+A lease ends soon, because its holder may have died; and a value is stored only under a lease that
+is still held, because a delete may have voided it. So whoever is alive and loads has it renewed.
+"""
+
+from __future__ import annotations
+
+import _thread
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from jmcache.errors import RedisError
+from jmcache.fork import renew_in_child
+
+_RENEWALS = 3  # in the time a lease lasts: one of them may be lost
+_REST_S = 10.0  # without a load the thread ends
+
+
+class Hold:
+    """The leases of one load; kept as long as somebody has this, and until `end`."""
+
+    __slots__ = ("__weakref__", "due", "every_s", "lease_s", "leases", "token")
+
+    def __init__(self, leases: list[bytes], token: bytes, lease_s: float) -> None:
+        """Hold *leases*, which last *lease_s* seconds, by *token*."""
+        self.leases = leases
+        self.token = token
+        self.lease_s = lease_s
+        self.every_s = lease_s / _RENEWALS
+        self.due = time.monotonic() + self.every_s
+
+    def end(self) -> None:
+        """Keep them no longer."""
+        self.leases = []
+
+
+class Keeper:
+    """Renews leases on a daemon thread, which is there while somebody loads. Thread-safe.
+
+    A forked child begins with neither.
+    """
+
+    def __init__(self, renew: Callable[[Hold], object]) -> None:
+        """Start nothing yet; *renew* makes the leases last anew, or raises RedisError."""
+        self._renew = renew
+        self._renew_in_child()
+        renew_in_child(self._renew_in_child)
+
+    def _renew_in_child(self) -> None:
+        # Known weakly, as are flights: a leader who was torn away keeps nothing.
+        self._holds: set[weakref.ref[Hold]] = set()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._looks_at = 0.0  # when the thread looks again; 0: there is none
+        self._lock = threading.Lock()
+
+    def keep(self, hold: Hold) -> None:
+        """Renew what *hold* has, from a third of its time on."""
+        self._holds.add(weakref.ref(hold, self._holds.discard))  # in C: no handler can run there
+        if self._looks_at == 0.0:
+            self._start()
+        elif hold.due < self._looks_at:
+            self._bell.put(None)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._looks_at:
+                return
+            self._looks_at = time.monotonic()
+        try:
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:  # none is to be had: a long load may lose its lease
+            self._looks_at = 0.0
+
+    def _run(self) -> None:
+        idle_since = time.monotonic()
+        while True:
+            now = time.monotonic()
+            holds = [hold for one in self._holds.copy() if (hold := one()) is not None]
+            holds = [hold for hold in holds if hold.leases]
+            for hold in holds:
+                if hold.due <= now:
+                    hold.due = now + hold.every_s
+                    self._renew_one(hold)
+            if holds:
+                idle_since = now
+            elif now - idle_since > _REST_S and self._ends():
+                return
+            self._looks_at = min([hold.due for hold in holds], default=now + _REST_S)
+            del holds
+            self._sleep()
+
+    def _renew_one(self, hold: Hold) -> None:
+        try:
+            self._renew(hold)
+        except RedisError:
+            pass  # there are further ones before it ends
+
+    def _ends(self) -> bool:
+        with self._lock:
+            if self._holds:
+                return False
+            self._looks_at = 0.0
+            return True
+
+    def _sleep(self) -> None:
+        try:
+            self._bell.get(timeout=max(0.0, self._looks_at - time.monotonic()))
+        except queue.Empty:
+            pass
