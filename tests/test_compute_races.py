@@ -155,10 +155,11 @@ def test_a_delete_between_the_lease_and_its_answer_voids_it(stage: Stage) -> Non
 
 
 def test_a_load_that_outlives_its_lease_does_not_overwrite_the_one_that_followed(
-    stage: Stage,
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slower of two loads has the older data."""
     here, there = stage.caches(lock_timeout=LEASE_S)
+    monkeypatch.setattr(here._shop.keeper, "keep", lambda hold: None)  # its renewals are lost
     slow, quick = Loader("older", waits=True), Loader("younger")
     loading = stage.begin(here, slow)
     assert slow.begun.wait(SOON_S)

@@ -1,0 +1,364 @@
+"""get_or_set at its edges: long loads, limits on joined ones, errors of all kinds, nested loads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from computing_kit import SOON_S, Door, Loader, events, open_door, wait_until  # noqa: F401
+
+from jmcache import (
+    AsyncRedisCache,
+    Cache,
+    CacheSettings,
+    LoadContext,
+    LoaderTimeoutError,
+    LocalCache,
+    Outcome,
+    RedisCache,
+    RedisCacheFactory,
+)
+from jmcache.background import Background
+from jmcache.testing import ManualClock, PrivateServer
+
+OpenDoor = Callable[[Cache], Door]
+
+
+@pytest.fixture
+def cache(redis_server: PrivateServer) -> RedisCache:
+    settings = CacheSettings.from_url(
+        redis_server.url, namespace="edges", operation_timeout=5.0, lock_timeout=0.2
+    )
+    made = RedisCacheFactory.create_cache(settings)
+    assert isinstance(made, RedisCache)
+    return made
+
+
+# Long loads -------------------------------------------------------------------------------------
+
+
+def test_a_load_that_takes_longer_than_a_lease_lasts_is_kept(
+    cache: RedisCache, redis_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be computed by everybody, for ever: the slowest results need the cache most."""
+    renewed = threading.Semaphore(0)
+    renew = cache._stops.store.renew
+
+    def note(*args: Any) -> None:
+        renew(*args)
+        renewed.release()
+
+    monkeypatch.setattr(cache._stops.store, "renew", note)
+
+    def load() -> str:
+        for _ in range(5):  # renewed every third of a lease
+            assert renewed.acquire(timeout=SOON_S)
+        return "slow"
+
+    assert cache.get_or_set("k", load) == "slow"
+    assert cache.get("k") == "slow"
+    assert events(cache)["stored"] == 1
+    assert redis_server.command("KEYS", "*lease*") == []
+
+
+def test_a_delete_voids_a_lease_that_is_renewed(
+    cache: RedisCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renewed without a look at its token, it would be somebody else's, or come to life again."""
+    renewed = threading.Semaphore(0)
+    renew = cache._stops.store.renew
+
+    def note(*args: Any) -> None:
+        renew(*args)
+        renewed.release()
+
+    monkeypatch.setattr(cache._stops.store, "renew", note)
+
+    def load() -> str:
+        assert renewed.acquire(timeout=SOON_S)
+        assert cache.delete("k")
+        for _ in range(2):
+            assert renewed.acquire(timeout=SOON_S)
+        return "from before"
+
+    assert cache.get_or_set("k", load) == "from before"
+    assert cache.get("k") is None
+
+
+def test_a_lease_is_kept_no_longer_than_its_load(cache: RedisCache) -> None:
+    """A load that failed would hold off everybody for good."""
+    with pytest.raises(ZeroDivisionError):
+        cache.get_or_set("k", Loader(ZeroDivisionError()))
+    holds = [hold for one in cache._shop.keeper._holds if (hold := one()) is not None]
+    assert [hold for hold in holds if hold.leases] == []
+
+
+# Limits -----------------------------------------------------------------------------------------
+
+
+def test_who_joins_a_load_has_a_limit_of_his_own(open_door: OpenDoor) -> None:  # noqa: F811
+    """He said how long he waits; whose load it is does not matter."""
+    door = open_door(LocalCache())
+    slow = Loader("slow", waits=True)
+    leading = door.begin("get_or_set", "k", slow)
+    assert slow.begun.wait(SOON_S)
+    with pytest.raises(LoaderTimeoutError, match="loader_timeout"):
+        door.get_or_set("k", slow, loader_timeout=0.05)
+    slow.may_end.set()
+    assert leading.result(SOON_S) == "slow"
+    assert slow.runs == 1
+
+
+def test_who_joins_a_load_is_handed_the_old_value_in_time(
+    open_door: OpenDoor,  # noqa: F811
+    clock: ManualClock,
+) -> None:
+    """soft_timeout, too."""
+    door = open_door(LocalCache(clock=clock))
+    options: dict[str, Any] = {"ttl": 10.0, "stale_if_error": 100.0}
+    assert door.get_or_set("k", lambda: "old", **options) == "old"
+    clock.advance(11)
+    slow = Loader("new", waits=True)
+    leading = door.begin("get_or_set", "k", slow, **options)
+    assert slow.begun.wait(SOON_S)
+    assert door.get_or_set("k", slow, soft_timeout=0.05, **options) == "old"
+    slow.may_end.set()
+    assert leading.result(SOON_S) == "new"
+
+
+def test_a_limit_holds_though_no_thread_is_left_to_load_on() -> None:
+    """A database that hangs takes all threads: the caller's own would be next."""
+    cache = LocalCache()
+    over = threading.Event()
+    while cache._loads.submit(lambda: over.wait(SOON_S)):
+        pass
+    try:
+        with pytest.raises(LoaderTimeoutError):
+            cache.get_or_set("k", pytest.fail, loader_timeout=0.05)
+        assert len(cache._shop.flights) == 0
+    finally:
+        over.set()
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+class WithdrawnError(Exception):
+    """There is no such candidate any more."""
+
+
+def test_a_forced_load_that_fails_raises_though_a_fresh_value_is_there(
+    open_door: OpenDoor,  # noqa: F811
+) -> None:
+    """Nobody said that an old value may stand in."""
+    door = open_door(LocalCache())
+    assert door.set("k", "fresh")
+    for option in ("force", "write_only"):
+        with pytest.raises(WithdrawnError):
+            door.get_or_set("k", Loader(WithdrawnError()), **{option: True})
+    assert door.get_or_set("k", Loader(WithdrawnError()), force=True, stale_if_error=9.0) == "fresh"
+
+
+def test_listed_exceptions_come_out_of_every_call(
+    open_door: OpenDoor,  # noqa: F811
+    clock: ManualClock,
+) -> None:
+    """Held off after the first one, the next callers would be handed the old value after all."""
+    door = open_door(LocalCache(clock=clock))
+    options: dict[str, Any] = {
+        "ttl": 10.0,
+        "stale_if_error": 100.0,
+        "no_stale_for": (WithdrawnError,),
+    }
+    assert door.get_or_set("k", lambda: "old", **options) == "old"
+    clock.advance(11)
+    for _ in range(3):
+        with pytest.raises(WithdrawnError):
+            door.get_or_set("k", Loader(WithdrawnError()), **options)
+    assert door.get_or_set("k", lambda: "new", **options) == "new"
+
+
+class SoftTimeLimitExceeded(Exception):  # noqa: N818 - billiard's name
+    """As Celery's."""
+
+
+@pytest.mark.parametrize("error", [SoftTimeLimitExceeded(), SystemExit(3), KeyboardInterrupt()])
+def test_what_ends_a_loader_for_good_comes_out_of_a_load_elsewhere(error: BaseException) -> None:
+    """On a thread of its own it ended that thread, and the caller was told of a KeyError."""
+    cache = LocalCache()
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            cache.get_or_set("k", Loader(error), loader_timeout=SOON_S)
+    assert cache.get_or_set("k", lambda: "value", loader_timeout=SOON_S) == "value"
+
+
+def test_what_ends_a_loader_for_good_comes_out_of_an_awaited_one() -> None:
+    """The loader's own task was cancelled, or its time was over."""
+
+    async def load() -> None:
+        inner = asyncio.ensure_future(asyncio.sleep(SOON_S))
+        inner.cancel()
+        await inner
+
+    async def use() -> None:
+        async with AsyncRedisCache(LocalCache()) as twin:
+            with pytest.raises(asyncio.CancelledError):
+                await twin.get_or_set("k", load)
+            with pytest.raises(SoftTimeLimitExceeded):
+                await twin.get_or_set("k", Loader(SoftTimeLimitExceeded()))
+
+    asyncio.run(use())
+
+
+def test_a_stop_iteration_is_a_failure_like_any_other(
+    open_door: OpenDoor,  # noqa: F811
+    clock: ManualClock,
+) -> None:
+    """next() without a default, in a loader; no generator may let it through."""
+    door = open_door(LocalCache(clock=clock))
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        door.get_or_set("k", Loader(StopIteration()))
+    assert door.get_or_set("k", lambda: "old", ttl=10.0, stale_if_error=100.0) == "old"
+    clock.advance(11)
+    assert door.get_or_set("k", Loader(StopIteration()), ttl=10.0, stale_if_error=100.0) == "old"
+
+
+def test_a_thread_in_the_background_outlives_whatever_its_work_raises() -> None:
+    """Four SystemExits, and nothing would ever be refreshed again."""
+    background = Background(1, 10)
+    done = threading.Event()
+
+    def leave() -> None:
+        raise SystemExit(1)
+
+    for _ in range(3):
+        assert background.submit(leave)
+    assert background.submit(done.set)
+    assert done.wait(SOON_S)
+    assert background.failed == 3
+
+
+# Loads in loads ---------------------------------------------------------------------------------
+
+
+def test_a_load_in_a_load_needs_no_place_of_its_own_while_redis_is_away() -> None:
+    """All places taken by loads that wait for a place."""
+    nobody = CacheSettings(host="127.0.0.1", port=1)
+    settings = dataclasses.replace(nobody, max_outage_loads=1, lock_timeout=SOON_S)
+    with RedisCacheFactory.create_cache(settings) as cache:
+
+        def outer() -> str:
+            inner: str = cache.get_or_set("inner", lambda: "inner")
+            return f"outer of {inner}"
+
+        assert cache.get_or_set("outer", outer) == "outer of inner"
+
+
+def test_what_a_load_began_is_no_part_of_it_once_it_is_over() -> None:
+    """A task made in a loader has its context, and would load its key at every call for ever."""
+    cache = LocalCache()
+    contexts: list[contextvars.Context] = []
+
+    def load() -> str:
+        contexts.append(contextvars.copy_context())
+        return "value"
+
+    assert cache.get_or_set("k", load) == "value"
+    assert contexts[0].run(cache.get_or_set, "k", pytest.fail) == "value"
+    cache.delete("k")
+    later = Loader("later")
+    for _ in range(2):
+        assert contexts[0].run(cache.get_or_set, "k", later) == "later"
+    assert later.runs == 1
+
+
+def test_a_loader_that_asks_for_its_own_key_and_others_loads_what_is_missing(
+    open_door: OpenDoor,  # noqa: F811
+) -> None:
+    """A recursive result over several keys, some of which are there."""
+    door = open_door(LocalCache())
+    assert door.set("b", "cached")
+    asked: list[list[str]] = []
+
+    def many(keys: list[str]) -> dict[str, str]:
+        asked.append(keys)
+        return dict.fromkeys(keys, "inner")
+
+    def load() -> dict[str, str]:
+        found: dict[str, str] = door.cache.get_or_set_many(["a", "b"], many)
+        return found
+
+    assert door.get_or_set("a", load) == {"a": "inner", "b": "cached"}
+    assert asked == [["a"]]
+
+
+def test_a_key_for_which_nothing_is_returned_is_loaded_once_for_all_who_wait() -> None:
+    """One after the other, the last of six would wait six times as long."""
+    cache = LocalCache()
+    slow = Loader({}, waits=True)
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(cache.get_or_set_many(["k"], lambda _: slow()))
+        )
+        for _ in range(6)
+    ]
+    found: list[dict[str, Any]] = []
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: events(cache).get("coalesced", 0) >= 5)
+    slow.may_end.set()
+    for thread in threads:
+        thread.join(SOON_S)
+    assert found == [{}] * 6
+    assert slow.runs == 1
+
+
+# TTLs -------------------------------------------------------------------------------------------
+
+
+def test_early_refresh_goes_by_the_ttl_that_the_entry_has(
+    open_door: OpenDoor,  # noqa: F811
+    clock: ManualClock,
+) -> None:
+    """The loader may have chosen another one than the caller asks with."""
+    door = open_door(LocalCache(clock=clock))
+
+    def load(context: LoadContext) -> str:
+        context.ttl = 10.0
+        return "old"
+
+    options: dict[str, Any] = {"ttl": 1000.0, "early_refresh": 0.5, "refresh": "inline"}
+    assert door.get_or_set("k", load, **options) == "old"
+    clock.advance(4)
+    assert door.get_or_set("k", pytest.fail, **options) == "old"
+    clock.advance(2)
+    again = Loader("new")
+    assert door.get_or_set("k", again, **options) == "old"
+    wait_until(lambda: again.runs == 1)
+
+
+def test_a_ttl_that_the_loader_chose_is_kept_for_an_absence_too(clock: ManualClock) -> None:
+    """It knows when the next look is worth while."""
+    cache = LocalCache(clock=clock)
+
+    def load(context: LoadContext) -> None:
+        context.ttl = 1.0
+
+    cache.get_or_set("k", load, ttl=300.0, negative_ttl=100.0)
+    assert cache.lookup("k").outcome is Outcome.HIT
+    clock.advance(1.5)
+    assert cache.lookup("k").outcome is Outcome.MISS
+
+
+def test_who_only_reads_refreshes_nothing(open_door: OpenDoor, clock: ManualClock) -> None:  # noqa: F811
+    """What is not stored would be computed again at every call."""
+    door = open_door(LocalCache(clock=clock))
+    options: dict[str, Any] = {"ttl": 10.0, "stale_ttl": 100.0}
+    assert door.get_or_set("k", lambda: "old", **options) == "old"
+    clock.advance(11)
+    assert door.get_or_set("k", pytest.fail, read_only=True, refresh="inline", **options) == "old"
