@@ -12,6 +12,7 @@ _loaders  how the caller's loader is called
 _plan     what a computation is asked for
 _steps    what it may wait for
 _guard    how many may compute while Redis is away
+_keeper   whose lease lasts while they compute
 """
 
 from jmcache.cache._cache import NO_DEFAULT, Cache, Timeout

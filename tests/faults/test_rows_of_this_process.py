@@ -175,4 +175,11 @@ def test_nothing_asks_for_the_wall_clock_but_the_times_of_an_entry() -> None:
         if WALL_CLOCK.search(line.partition("  # ")[0])
     }
     now = "now: Callable[[], float] = time.time,"
-    assert asking == {("cache.py", now), ("envelope/__init__.py", now)}
+    entries = {("cache/_stops.py", now), ("envelope/__init__.py", now)}
+    # A counter that is begun anew has to be another number than it ever was, and no more.
+    counters = {
+        ("connection/_manager.py", "now_us = int(self.now() * 1e6)"),
+        ("connection/_manager.py", "return time.time()"),
+        ("local.py", "return max(time.time_ns() // 1000, self._counters.get(counter, 0) + 1)"),
+    }
+    assert asking == entries | counters

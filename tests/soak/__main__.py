@@ -27,13 +27,30 @@ def main() -> int:
         threads=asked.threads,
     )
     print(f"seed {seed}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
     try:
         return _compare(plan, asked.json) if asked.peers else _soak(plan, asked.json)
     except KeyboardInterrupt:
         _line()
         print("interrupted; everything that was started has been ended", file=sys.stderr)
         return 130
+
+
+_told: list[int] = []  # signals
+
+
+def _end(number: int, _frame: object) -> None:
+    _told.append(number)
+    _look()
+
+
+def _look() -> None:
+    """Do as a signal said, again where the exception was lost on its way: in a __del__, say."""
+    if signal.SIGTERM in _told:
+        sys.exit(143)
+    if _told:
+        raise KeyboardInterrupt
 
 
 def _soak(plan: Plan, path: Path | None) -> int:
@@ -77,6 +94,7 @@ def _interval_s() -> float:
 
 
 def _show(now: Progress) -> None:
+    _look()
     totals = now.totals
     line = (
         f"{int(now.left_s) // 60:02d}:{int(now.left_s) % 60:02d} left  {totals['calls']:,} calls"
