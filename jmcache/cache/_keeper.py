@@ -7,6 +7,7 @@ is still held, because a delete may have voided it. So whoever is alive and load
 from __future__ import annotations
 
 import _thread
+import math
 import queue
 import threading
 import time
@@ -78,6 +79,7 @@ class Keeper:
     def _run(self) -> None:
         idle_since = time.monotonic()
         while True:
+            self._looks_at = math.inf  # who comes from here on rings
             now = time.monotonic()
             holds = [hold for one in self._holds.copy() if (hold := one()) is not None]
             holds = [hold for hold in holds if hold.leases]
