@@ -6,9 +6,10 @@ Two caches stand for two processes: *here* asks through a proxy that holds singl
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -42,10 +43,11 @@ class Stage:
     def begin(self, cache: Cache, loader: Callable[[], Any], **options: Any) -> Future[Any]:
         return self.threads.submit(cache.get_or_set, "k", loader, **{"ttl": 300, **options})
 
-    def leases(self) -> list[Any]:
-        found = self.server.command("KEYS", "*lease*")
-        assert isinstance(found, list)
-        return found
+    def names(self) -> set[bytes]:
+        return set(self.server.command("KEYS", "*"))
+
+    def leases(self) -> list[bytes]:
+        return [name for name in self.names() if b"lease" in name]
 
 
 @pytest.fixture
@@ -151,6 +153,44 @@ def test_a_delete_between_the_lease_and_its_answer_voids_it(stage: Stage) -> Non
     assert kept(there) == "nothing"
 
 
+def test_a_load_without_a_lease_is_of_no_use_to_who_comes_after_a_delete(stage: Stage) -> None:
+    """No lease is voided by the delete, so nothing but its age tells that the load is of before."""
+    here, there = stage.caches()
+    old = Loader("old", waits=True)
+    loading = stage.begin(here, old, read_only=True)
+    assert old.begun.wait(SOON_S)
+    assert there.delete("k")
+    assert stage.begin(here, lambda: "new").result(SOON_S) == "new"
+    old.may_end.set()
+    assert loading.result(SOON_S) == "old"
+    assert kept(there) == "new"
+
+
+def test_a_delete_voids_the_lease_before_it_removes_the_entry(stage: Stage) -> None:
+    """The other way round, the load from before it is stored between the two, and stays."""
+    here, there = stage.caches()
+    assert there.set("k", "older")
+    load = Loader("old", waits=True)
+    loading = stage.begin(there, load, force=True)
+    assert load.begun.wait(SOON_S)
+    before = stage.names()
+    sent: list[bytes] = []
+
+    def is_second_step(words: Sequence[bytes]) -> bool:
+        sent.extend(words[:1] if words[0] == b"UNLINK" else [])
+        return len(sent) == 2
+
+    with stage.proxy.delay(LONG_S, on=is_second_step) as held_back:
+        deleting = stage.threads.submit(here.delete, "k")
+        held_back.wait()
+        wait_until(lambda: stage.names() != before)
+        load.may_end.set()
+        assert loading.result(SOON_S) == "old"
+        held_back.remove()
+    assert deleting.result(SOON_S)
+    assert [kept(here), kept(there)] == ["nothing"] * 2
+
+
 # Leases -----------------------------------------------------------------------------------------
 
 
@@ -206,6 +246,157 @@ def test_two_processes_refresh_a_stale_value_once(stage: Stage) -> None:
     wait_until(lambda: there.lookup("k").value == "new")
     wait_until(lambda: not stage.leases())
     assert loader.runs == 1
+
+
+def test_who_wins_a_lease_looks_after_that(stage: Stage) -> None:
+    """What came between its first look and the lease would be loaded once more, for nothing."""
+    here, there = stage.caches()
+    with stage.proxy.delay(LONG_S, on=TAKE) as held_back:
+        asking = stage.begin(here, pytest.fail)
+        held_back.wait()
+        assert stage.begin(there, lambda: "theirs").result(SOON_S) == "theirs"
+        held_back.remove()
+    assert asking.result(SOON_S) == "theirs"
+    wait_until(lambda: not stage.leases())
+
+
+def test_who_fails_after_its_lease_has_ended_gives_back_nobody_elses(stage: Stage) -> None:
+    """Without its lease the load that followed is not stored, and a third one begins."""
+    here, there = stage.caches()
+    failing, theirs = Loader(ZeroDivisionError(), waits=True), Loader("theirs", waits=True)
+    loading = stage.begin(here, failing, lock_timeout=LEASE_S)
+    assert failing.begun.wait(SOON_S)
+    holding = stage.begin(there, theirs)
+    assert theirs.begun.wait(SOON_S)  # after the lease has ended
+    stage.server.command("CONFIG", "RESETSTAT")
+    failing.may_end.set()
+    with pytest.raises(ZeroDivisionError):
+        loading.result(SOON_S)
+    wait_until(lambda: b"cmdstat_eval:calls=1," in stage.server.command("INFO", "commandstats"))
+    theirs.may_end.set()
+    assert holding.result(SOON_S) == "theirs"
+    assert kept(here) == "theirs"
+
+
+def test_a_lease_that_gets_no_answer_is_tried_twice(stage: Stage) -> None:
+    """Tried until lock_timeout is over, it would cost the caller 10 s, with a value to be had."""
+    here, _ = stage.caches(operation_timeout=0.1, failure_threshold=1000, max_retries=0)
+    here.get("warm")
+    with stage.proxy.swallow_request(on=TAKE) as lost:
+        assert stage.begin(here, lambda: "value").result(SOON_S) == "value"
+        assert lost.triggered == 2
+
+
+def test_no_more_than_two_holders_that_follow_each_other_are_waited_for(stage: Stage) -> None:
+    """A value that kills whoever computes it would hang all who ask for it."""
+    here, _ = stage.caches(lock_timeout=LEASE_S)
+    name, _ = here._keys.name("k")
+    holders = itertools.count()
+
+    def follow() -> bool:
+        stage.server.command("SET", here._keys.lease(name), f"holder {next(holders)}")
+        return asking.done()
+
+    stage.server.command("SET", here._keys.lease(name), "the first")
+    asking = stage.begin(here, lambda: "mine")
+    wait_until(follow)
+    assert asking.result() == "mine"
+
+
+def test_a_refresh_waits_for_none_of_another_process(stage: Stage) -> None:
+    """Four slow loads there, and nothing is refreshed here: each thread waits for one of them."""
+    here, there = stage.caches()
+    swr = {"ttl": 0.05, "stale_ttl": 600.0}
+    assert stage.begin(here, lambda: "old", **swr).result(SOON_S) == "old"
+    wait_until(lambda: there.lookup("k").outcome is Outcome.STALE)
+    theirs = Loader("new", waits=True)
+    with stage.proxy.delay(LONG_S, on=TAKE) as held_back:
+        refreshing = stage.begin(here, pytest.fail, refresh="inline", **swr)
+        held_back.wait()
+        assert stage.begin(there, theirs, **swr).result(SOON_S) == "old"
+        assert theirs.begun.wait(SOON_S)
+        held_back.remove()
+    assert refreshing.result(SOON_S) == "old"
+    theirs.may_end.set()
+    wait_until(lambda: there.lookup("k").value == "new")
+
+
+def test_a_process_asks_for_one_lease_to_refresh_a_stale_value(stage: Stage) -> None:
+    """Sixteen threads that find it stale at once would all turn to Redis, and wait for it."""
+    here, _ = stage.caches()
+    swr = {"ttl": 0.05, "stale_ttl": 600.0}
+    assert stage.begin(here, lambda: "old", **swr).result(SOON_S) == "old"
+    wait_until(lambda: here.lookup("k").outcome is Outcome.STALE)
+    with stage.proxy.delay(LONG_S, on=TAKE) as held_back:
+        assert stage.begin(here, lambda: "new", **swr).result(SOON_S) == "old"
+        held_back.wait()
+        again = stage.begin(here, pytest.fail, refresh="inline", **swr)
+        assert again.result(SOON_S) == "old"
+        assert held_back.triggered == 1
+        held_back.remove()
+    wait_until(lambda: here.lookup("k").value == "new")
+
+
+def test_who_computed_a_value_finds_it_also_when_it_was_loaded_in_the_background(
+    stage: Stage,
+) -> None:
+    """A caller with a limit got its value before that was stored, and computed it again."""
+    here, _ = stage.caches()
+    with stage.proxy.delay(LONG_S, on=STORE) as held_back:
+        asking = stage.begin(here, lambda: "value", loader_timeout=SOON_S)
+        held_back.wait()
+        assert not wait([asking], 0.2).done
+        held_back.remove()
+    assert asking.result(SOON_S) == "value"
+    assert kept(here) == "value"
+
+
+def test_who_waits_for_another_process_waits_no_longer_than_its_own_lock_timeout(
+    stage: Stage,
+) -> None:
+    """A nightly job may hold a lease for an hour; a request has half a second."""
+    here, there = stage.caches()
+    theirs = Loader("theirs", waits=True)
+    holding = stage.begin(there, theirs)
+    assert theirs.begun.wait(SOON_S)
+    assert stage.begin(here, lambda: "mine", lock_timeout=0.05).result(SOON_S) == "mine"
+    theirs.may_end.set()
+    assert holding.result(SOON_S) == kept(here) == "theirs"
+
+
+def test_the_holder_that_a_thread_has_waited_for_is_not_waited_for_again(stage: Stage) -> None:
+    """First as the thread that loads, then as the holder of the lease: twice lock_timeout."""
+    here, _ = stage.caches()
+    hanging = Loader(waits=True)
+    loading = stage.begin(here, hanging)
+    assert hanging.begun.wait(SOON_S)
+    with stage.proxy.watch(on=b"lease") as asked:
+        assert stage.begin(here, lambda: "mine", lock_timeout=0.05).result(SOON_S) == "mine"
+        assert asked.triggered == 4, "two looks, and one attempt with its look"
+    hanging.may_end.set()
+    assert loading.result(SOON_S) == "value"
+
+
+def test_who_waits_for_a_thread_that_waits_for_another_process_goes_on_when_it_loads(
+    stage: Stage,
+) -> None:
+    """The holder is dead, and its time is over for one thread after the other: each would load."""
+    here, there = stage.caches()
+    theirs, ours = Loader("theirs", waits=True), Loader("ours", waits=True)
+    holding = stage.begin(there, theirs)
+    assert theirs.begun.wait(SOON_S)
+    asking = [stage.begin(here, ours, lock_timeout=0.1)]
+    wait_until(lambda: len(here._shop.flights))
+    asking += [stage.begin(here, ours, lock_timeout=0.6)]  # over a good while after that
+    assert ours.begun.wait(SOON_S)
+    wait_until(lambda: events(here).get("coalesced") == 2)  # joined again: now it is loaded
+    assert not wait(asking, 0.1).done
+    assert ours.runs == 1
+    ours.may_end.set()
+    assert [future.result(SOON_S) for future in asking] == ["ours"] * 2
+    assert ours.runs == 1
+    theirs.may_end.set()
+    assert holding.result(SOON_S) == "theirs"
 
 
 # Redis meanwhile --------------------------------------------------------------------------------
