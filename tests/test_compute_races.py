@@ -191,6 +191,30 @@ def test_a_delete_voids_the_lease_before_it_removes_the_entry(stage: Stage) -> N
     assert [kept(here), kept(there)] == ["nothing"] * 2
 
 
+def test_what_a_waiting_thread_saw_is_not_handed_to_who_came_after_its_delete(
+    stage: Stage,
+) -> None:
+    """It asked before the delete, and heard of it after that: what counts is when it asked."""
+    here, there = stage.caches()
+    theirs = Loader("old", waits=True)
+    holding = stage.begin(there, theirs)
+    assert theirs.begun.wait(SOON_S)
+    waiting = stage.begin(here, pytest.fail)
+    stage.proxy.watch(on=b"lease").wait(4)  # it looks again and again
+    is_stored = threading.Event()
+    with stage.proxy.stall(on=lambda _: is_stored.is_set(), times=1) as held_back:
+        theirs.may_end.set()
+        assert holding.result(SOON_S) == "old"
+        is_stored.set()
+        held_back.wait()
+        assert there.delete("k")
+        asking = stage.begin(here, lambda: "new")
+        wait_until(lambda: events(here).get("coalesced"))
+        held_back.remove()
+    assert waiting.result(SOON_S) == "old"
+    assert asking.result(SOON_S) == "new"
+
+
 # Leases -----------------------------------------------------------------------------------------
 
 

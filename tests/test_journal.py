@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from computing_kit import SOON_S, wait_until
@@ -13,7 +14,7 @@ from computing_kit import SOON_S, wait_until
 from jmcache import AsyncRedisCache, Cache, CacheSettings, Outcome, RedisCacheFactory
 from jmcache.errors import RedisConnectionError
 from jmcache.invalidation import Journal
-from jmcache.testing import PrivateServer
+from jmcache.testing import FaultProxy, PrivateServer
 
 MakeSettings = Callable[..., CacheSettings]
 
@@ -250,6 +251,62 @@ def _hold_settling(cache: Cache) -> threading.Event:
 
     journal.settle = later  # type: ignore[method-assign]
     return may
+
+
+@pytest.fixture
+def proxied(redis_server: PrivateServer) -> Iterator[tuple[FaultProxy, Cache]]:
+    """The same through a proxy: what is lost there is not carried out late, as after a pause."""
+    RedisCacheFactory.shutdown()
+    with FaultProxy(redis_server) as proxy:
+        settings = proxy.settings(namespace="test", operation_timeout=0.2, max_retries=0)
+        with RedisCacheFactory.create_cache(settings) as cache:
+            assert cache.set("warm", 1, timeout=SOON_S)
+            yield proxy, cache
+            proxy.heal()
+
+
+@pytest.mark.parametrize(
+    "invalidate",
+    [
+        lambda cache: cache.delete("k"),
+        lambda cache: cache.delete_many(["k", "other"]),
+        lambda cache: cache.invalidate_tags("job:42"),
+        lambda cache: cache.clear(),
+    ],
+    ids=["delete", "delete_many", "invalidate_tags", "clear"],
+)
+def test_what_is_owed_is_handed_to_nobody_here(
+    invalidate: Callable[[Cache], object], proxied: tuple[FaultProxy, Cache]
+) -> None:
+    """Redis still has the job that was withdrawn, and answers before it has heard of that."""
+    proxy, cache = proxied
+    assert cache.set("k", "withdrawn", tags=("job:42",), timeout=SOON_S)
+    held = _hold_settling(cache)
+    with proxy.swallow_request():
+        assert not invalidate(cache)
+    assert cache.lookup("k", timeout=SOON_S).reason == "invalidated"
+    assert cache.get_or_set("k", lambda: "new", timeout=SOON_S) == "new"
+    held.set()
+    wait_until(lambda: not len(cache._stops.journal))
+    assert cache.get("k", timeout=SOON_S) != "withdrawn"
+
+
+def test_a_delete_that_is_owed_since_a_set_began_is_not_forgiven_by_it(
+    proxied: tuple[FaultProxy, Cache],
+) -> None:
+    """The delete is the younger of the two: the value that it was for would stay."""
+    proxy, cache = proxied
+    _hold_settling(cache)
+    with ThreadPoolExecutor(1) as thread:
+        with proxy.stall(on=lambda words: words[0] == b"SET", times=1) as held_back:
+            setting = thread.submit(cache.set, "k", "old", timeout=SOON_S)
+            held_back.wait()
+            with proxy.swallow_request():
+                assert cache.delete("k") is False
+            held_back.remove()
+        assert setting.result(SOON_S) is True
+    assert cache.get("k", timeout=SOON_S) is None
+    assert len(cache._stops.journal) == 1
 
 
 @pytest.mark.faults
