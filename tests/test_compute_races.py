@@ -64,6 +64,10 @@ def delete(cache: Cache) -> bool:
     return cache.delete("k")
 
 
+def delete_many(cache: Cache) -> int:
+    return cache.delete_many(["k"])
+
+
 def clear(cache: Cache) -> bool:
     return cache.clear()
 
@@ -477,6 +481,23 @@ def test_a_load_under_way_is_shared_while_redis_is_away(stage: Stage) -> None:
     loader.may_end.set()
     assert [future.result(SOON_S) for future in asking] == ["value"] * 8
     assert loader.runs == 1
+
+
+@pytest.mark.parametrize("change", [delete, delete_many, clear, invalidate])
+def test_a_load_from_before_a_change_serves_nobody_after_it_without_redis_either(
+    change: Callable[[Cache], object], stage: Stage
+) -> None:
+    """No lease can tell: this process itself has to know that the load began before that."""
+    here, _ = stage.caches(operation_timeout=0.2, failure_threshold=1, max_retries=0)
+    stage.server.kill()
+    assert here.lookup("k").outcome is Outcome.UNAVAILABLE
+    old = Loader("old", waits=True)
+    loading = stage.begin(here, old, tags=("job:42",))
+    assert old.begun.wait(SOON_S)
+    assert not change(here)
+    assert stage.begin(here, lambda: "new", tags=("job:42",)).result(SOON_S) == "new"
+    old.may_end.set()
+    assert loading.result(SOON_S) == "old"
 
 
 def test_a_lease_is_given_back_however_long_refreshes_take(stage: Stage) -> None:
