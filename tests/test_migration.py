@@ -100,6 +100,32 @@ def test_the_kill_switch_leaves_the_old_one_alone(old, new):
     assert cache.get("k") == 1
 
 
+def test_the_kill_switch_leaves_the_old_one_alone_for_coroutines_too(old, new):
+    """Two classes, one promise."""
+
+    async def use():
+        cache = AsyncSideBySide(old, AsyncRedisCache(new), share=1.0)
+        cache.enabled = False
+        await cache.set("k", 1)
+        assert await cache.get("k") == 1
+
+    asyncio.run(use())
+    assert new.get("k") is None
+
+
+def test_what_is_past_its_ttl_in_the_new_one_is_no_answer(old, clock):
+    """It is kept for those who ask for old values; the old cache handed out none."""
+    new = LocalCache(clock=clock)
+    new.get_or_set("k", lambda: "stale", ttl=10, stale_ttl=60)
+    clock.advance(11)
+    assert SideBySide(old, new, share=1.0).get("k") is None
+
+    async def use():
+        return await AsyncSideBySide(old, AsyncRedisCache(new), share=1.0).get("k")
+
+    assert asyncio.run(use()) is None
+
+
 def test_every_way_two_answers_can_compare_is_counted(old, new, caplog):
     """A difference nobody counts is found by a customer."""
     cache = SideBySide(old, new)
