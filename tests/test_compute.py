@@ -25,8 +25,6 @@ from jmcache import (
     RedisCacheFactory,
     load_context,
 )
-from jmcache.aio import _driver
-from jmcache.background import Background
 from jmcache.deadline import Deadline
 from jmcache.testing import ManualClock, PrivateServer
 
@@ -470,15 +468,6 @@ def test_an_old_value_past_what_its_caller_takes_stands_in_for_no_slow_load(
     time.sleep(0.05)
     load.may_end.set()
     assert call.result(SOON_S) == "new"
-
-
-def test_a_load_with_a_limit_that_finds_no_room_runs_on_its_callers_time(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody would make it, and the caller would wait until its limit, for nothing."""
-    monkeypatch.setattr(Background, "submit", lambda *_: False)
-    monkeypatch.setattr(_driver, "_TASKS", 0)
-    assert door.get_or_set("k", lambda: "value", loader_timeout=1.0) == "value"
 
 
 def test_many_loads_with_a_limit_run_at_one_time(door: Door) -> None:
