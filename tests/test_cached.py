@@ -156,6 +156,39 @@ def test_a_call_that_does_not_fit_the_function_is_its_error(cache: Cache) -> Non
         one(1, 2)  # type: ignore[call-arg]
 
 
+def test_a_call_that_does_not_fit_is_an_error_also_when_its_key_does_not_mind(
+    cache: Cache,
+) -> None:
+    """The loader's context in place of a job would be computed with, and kept for everybody."""
+
+    @cache.cached(key=lambda *args, **kwargs: list(args))
+    def two(x: int, y: object) -> str:
+        RUNS.append(y)
+        return repr(y)
+
+    with pytest.raises(TypeError, match="'y'"):
+        two(1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'y'"):
+        two.key(1)  # type: ignore[call-arg]
+
+    async def use() -> None:
+        awaited = AsyncRedisCache(cache)
+
+        @awaited.cached(key=lambda *args, **kwargs: list(args))
+        async def two_soon(x: int, y: object) -> str:
+            RUNS.append(y)
+            return repr(y)
+
+        with pytest.raises(TypeError, match="'y'"):
+            await two_soon(1)  # type: ignore[call-arg]
+        assert await two_soon(1, 2) == "2"
+        RUNS.clear()
+        await awaited.aclose()
+
+    asyncio.run(use())
+    assert RUNS == []
+
+
 # Keys of one's own ------------------------------------------------------------------------------
 
 

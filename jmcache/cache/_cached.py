@@ -62,9 +62,9 @@ class CallKeys:
             TypeError, ValueError: The call does not fit the function, or an argument has no place
                 in a key. Names the argument.
         """
+        arguments = self._bind(args, kwargs)  # a callable key may be content with less
         if callable(self._key):
             return generate_key(self._name, None, self._key(*args, **kwargs))
-        arguments = self._bind(args, kwargs)
         if self._key is not None:
             arguments = {name: _field(name, arguments) for name in self._fields}
         try:
@@ -153,7 +153,7 @@ class CachedFunction(Generic[P, T]):
         refresher = self._refresher
         return self._compute(
             self._keys.key(args, kwargs),
-            partial(self._func, *args, **kwargs),
+            _loader(self._func, args, kwargs),
             tags=self._keys.tags(args, kwargs),
             refresher=None if refresher is None else lambda _: refresher(*args, **kwargs),
             **options,
@@ -189,6 +189,19 @@ def decorator(
         return CachedFunction(func, CallKeys(func, key, tags), compute, delete, refresher)
 
     return decorate
+
+
+def _loader(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[], Any]:
+    """Return the call as a loader. Its arguments are all there; none is a LoadContext."""
+    if inspect.iscoroutinefunction(func):
+
+        async def load_soon() -> Any:
+            return await func(*args, **kwargs)
+
+        return load_soon
+    return lambda: func(*args, **kwargs)
 
 
 def _field(name: str, arguments: dict[str, Any]) -> Any:
