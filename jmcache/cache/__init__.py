@@ -19,7 +19,7 @@ from jmcache.cache._cache import NO_DEFAULT, Cache, Timeout
 from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, decorator
 from jmcache.cache._loaders import LoadContext, load_context
 from jmcache.cache._local import LocalCache
-from jmcache.cache._plan import FunctionOptions, Options, Plan
+from jmcache.cache._plan import FunctionOptions, Options, Plan, is_limit
 from jmcache.cache._redis import RedisCache
 from jmcache.cache._steps import Ask, Join, Load, Loading, Pause, Step, Steps, Work, loading
 from jmcache.cache._stops import Validate
@@ -47,6 +47,7 @@ __all__ = [
     "Validate",
     "Work",
     "decorator",
+    "is_limit",
     "load_context",
     "loading",
 ]
