@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 import subprocess
 import sys
 import textwrap
@@ -261,6 +263,179 @@ def test_a_callable_picks_what_tells_calls_apart(cache: Cache) -> None:
     assert count(["a", "b", "a"]) == 3
 
 
+async def _soon(value: Any) -> bool:
+    return value is None
+
+
+def _shown(given: object) -> str:
+    """As a test's name: the same in every process."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(given))
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("refresher", 5, "refresher: a callable"),
+    ("validate", 5, "validate: a callable"),
+    ("validate", _soon, "validate: a plain function"),
+    ("no_stale_for", (int,), "no_stale_for: classes of exceptions"),
+    ("no_stale_for", KeyError, "no_stale_for: classes of exceptions"),
+    ("negative", 5, "negative: a callable"),
+    ("negative", _soon, "negative: a plain function"),
+    ("force", "no", "force: True or False"),
+    ("read_only", 5, "read_only: True or False"),
+    ("write_only", "no", "write_only: True or False"),
+    ("stale_ttl", 1e300, "stale_ttl: seconds .*at most"),
+    ("stale_if_error", 1e300, "stale_if_error: seconds .*at most"),
+    ("negative_ttl", 1e300, "negative_ttl: seconds .*at most"),
+    ("lock_timeout", 1e300, "lock_timeout: seconds .*at most"),
+    ("soft_timeout", 1e300, "soft_timeout: seconds .*at most"),
+    ("loader_timeout", 1e300, "loader_timeout: seconds .*at most"),
+]
+
+
+@pytest.mark.parametrize(("option", "given", "named"), [*WRONG, ("tags", 5, "tags: several texts")])
+def test_what_cannot_work_is_refused_whatever_is_cached(
+    cache: Cache, option: str, given: Any, named: str
+) -> None:
+    """Found with the first hit, the first old value or in Redis, it is found by a customer."""
+
+    def load() -> int:
+        RUNS.append(1)
+        return 1
+
+    async def use() -> None:
+        awaited = AsyncRedisCache(cache)
+        with pytest.raises((TypeError, ValueError), match=named):
+            await awaited.get_or_set("k", load, **{option: given})
+        await awaited.aclose()
+
+    with pytest.raises((TypeError, ValueError), match=named):
+        cache.get_or_set("k", load, **{option: given})
+    if option != "refresher":
+        with pytest.raises((TypeError, ValueError), match=named):
+            cache.get_or_set_many(["k"], lambda keys: {"k": load()}, **{option: given})
+    asyncio.run(use())
+    assert RUNS == []
+
+
+@pytest.mark.parametrize("validate", [5, _soon], ids=_shown)
+def test_a_validator_that_is_none_is_refused_without_a_value(cache: Cache, validate: Any) -> None:
+    """The first day of a service has no hits."""
+    for read in (cache.get, cache.lookup):
+        with pytest.raises(TypeError, match="validate"):
+            read("k", validate=validate)
+    with pytest.raises(TypeError, match="validate"):
+        cache.get_many(["k"], validate=validate)
+
+
+def test_tags_as_one_list_are_refused_by_name(cache: Cache) -> None:
+    """ "unhashable type" says nothing of the star that is missing."""
+    with pytest.raises(TypeError, match="tags: text, each of them, not list"):
+        cache.invalidate_tags(["a"])  # type: ignore[arg-type]
+
+
+def test_tags_that_a_callable_returns_as_one_text_are_refused(cache: Cache) -> None:
+    """ "job" would be the tags j, o and b, and no invalidation would ever reach it."""
+
+    @cache.cached(tags=lambda job_id: f"job:{job_id}")
+    def function(job_id: str) -> None: ...
+
+    with pytest.raises(TypeError, match="tags: several texts"):
+        function("p1")
+
+
+def test_a_refresher_that_nobody_awaits_is_refused(cache: Cache) -> None:
+    """The coroutine would be made and dropped, and nothing refreshed."""
+    with pytest.raises(TypeError, match="refresher: a plain function"):
+        cache.cached(refresher=_soon)
+
+
+def test_parentheses_that_are_missing_are_named(cache: Cache) -> None:
+    """Many decorators do without."""
+
+    def function() -> None: ...
+
+    for decorate in (cache.cached, AsyncRedisCache(cache).cached):
+        with pytest.raises(TypeError, match=r"write @cache\.cached\(\)"):
+            decorate(function)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (staticmethod(len), "put @staticmethod above"),
+        (classmethod(len), "put @classmethod above"),
+        (functools.partial(int, base=2), "key: a partial has no name"),
+        (functools.update_wrapper(functools.partial(pow, 2), pow), "key: a partial has no name"),
+        (5, "cached: a function, not int"),
+    ],
+    ids=str,
+)
+def test_what_is_no_function_with_a_name_is_refused(
+    cache: Cache, function: Any, named: str
+) -> None:
+    """A static method was called with the object before its arguments."""
+    for decorate in (cache.cached(key="k"), AsyncRedisCache(cache).cached(key="k")):
+        with pytest.raises(TypeError, match=named):
+            decorate(function)
+
+
+def test_a_field_that_an_argument_does_not_have_is_named(cache: Cache) -> None:
+    """ "'int' object has no attribute 'id'" might come from anywhere."""
+
+    @cache.cached(key="{x.id}")
+    def by_key(x: object) -> None: ...
+
+    @cache.cached(key="{x[0]}")
+    def by_item(x: object) -> None: ...
+
+    @cache.cached(tags=("x:{x.id}",))
+    def by_tag(x: object) -> None: ...
+
+    with pytest.raises(ValueError, match=r"key: .*by_key has no {x\.id}"):
+        by_key(5)
+    for wrong in (5, ()):
+        with pytest.raises(ValueError, match=r"key: .*by_item has no {x\[0\]}"):
+            by_item(wrong)
+    with pytest.raises(ValueError, match=r"tags: .*by_tag .*{x\.id}"):
+        by_tag(5)
+
+
+def test_a_field_within_a_field_tells_calls_apart(cache: Cache) -> None:
+    """It was left out of the key: one width for all."""
+
+    @cache.cached(key="{x:>{width}}")
+    def padded(x: str, width: int) -> str:
+        return f"{x:>{width}}"
+
+    assert (padded("a", 2), padded("a", 3)) == (" a", "  a")
+
+
+def test_a_parameter_may_be_called_self(cache: Cache) -> None:
+    """By name it was taken for the decorator's own."""
+
+    @cache.cached()
+    def function(args: int, self: int = 1) -> tuple[int, int]:
+        return args, self
+
+    @cache.cached()
+    def of_first(self: int) -> int:
+        return self
+
+    assert function(1, self=2) == function.refresh(1, self=2) == (1, 2)
+    assert function.key(1, self=2) == function.key(1, 2)
+    assert function.invalidate(1, self=2) is True
+    assert of_first(self=3) == 3
+
+    class Service:
+        @cache.cached(key="{this.name}:{self}")
+        def method(this, self: int) -> int:  # noqa: N805 - so the name is free
+            return self
+
+        name = "s"
+
+    assert Service().method(self=5) == 5
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -271,8 +446,16 @@ def test_a_callable_picks_what_tells_calls_apart(cache: Cache) -> None:
         ({"ttl": 0}, "ttl"),
         ({"early_refresh": 2.0}, "early_refresh"),
         ({"key": 5}, "key"),
+        ({"key": "{job_id"}, "key: '{job_id' is no template"),
+        ({"key": "{job_id:>{width}}"}, "key: .*{width}"),
+        ({"key": "{}"}, "key"),
+        ({"tags": ("job:{job_id",)}, "tags: 'job:{job_id' is no template"),
+        ({"tags": 5}, "tags: several texts"),
+        ({"tags": (5,)}, "tags: text"),
+        ({"timeout": -1}, "timeout: seconds"),
+        *[({option: given}, named) for option, given, named in WRONG],
     ],
-    ids=str,
+    ids=_shown,
 )
 def test_what_cannot_work_is_refused_when_it_decorates(
     cache: Cache, options: dict[str, Any], named: str

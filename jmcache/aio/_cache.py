@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
 from jmcache.aio._driver import Driver
 from jmcache.aio._threads import Call, Threads
@@ -21,11 +21,11 @@ from jmcache.cache import (
     FunctionOptions,
     KeySpec,
     Options,
-    Plan,
     RedisCache,
     TagsSpec,
     Timeout,
     Validate,
+    check_cached,
     decorator,
 )
 from jmcache.deadline import Deadline
@@ -193,7 +193,7 @@ class AsyncRedisCache:
 
     def cached(
         self,
-        *,
+        *bare: Never,
         key: KeySpec = None,
         tags: TagsSpec = (),
         refresher: Callable[..., object] | None = None,
@@ -203,7 +203,7 @@ class AsyncRedisCache:
         **options: Unpack[FunctionOptions],
     ) -> Callable[[Callable[P, Awaitable[R]]], CachedFunction[P, Awaitable[R]]]:
         """See Cache.cached; for coroutine functions, whose ``invalidate`` is awaited too."""
-        Plan.of(options, self.settings)  # refuses nonsense now
+        check_cached(bare, validate, timeout, options, self.settings)
         compute = partial(
             self.get_or_set, default=default, validate=validate, timeout=timeout, **options
         )

@@ -16,7 +16,7 @@ _keeper   whose lease lasts while they compute
 """
 
 from jmcache.cache._cache import NO_DEFAULT, Cache, Timeout
-from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, decorator
+from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, check_cached, decorator
 from jmcache.cache._loaders import LoadContext, load_context
 from jmcache.cache._local import LocalCache
 from jmcache.cache._plan import FunctionOptions, Options, Plan, is_limit
@@ -46,6 +46,7 @@ __all__ = [
     "Timeout",
     "Validate",
     "Work",
+    "check_cached",
     "decorator",
     "is_limit",
     "load_context",

@@ -10,17 +10,25 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Final, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
 from jmcache.background import Background
-from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, decorator
+from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, check_cached, decorator
 from jmcache.cache._compute import Computation, Spawn
 from jmcache.cache._guard import LoadGuard
 from jmcache.cache._keeper import Keeper
 from jmcache.cache._lead import Looks, Order, Results, Workshop
 from jmcache.cache._loaders import check_plain, for_many, for_one
 from jmcache.cache._look import Kept, Key
-from jmcache.cache._plan import FunctionOptions, Options, Plan, check_tags, is_limit
+from jmcache.cache._plan import (
+    FunctionOptions,
+    Options,
+    Plan,
+    check_callable,
+    check_tags,
+    check_validate,
+    is_limit,
+)
 from jmcache.cache._steps import Steps, run
 from jmcache.cache._stops import Stops, Validate, check_time
 from jmcache.deadline import Deadline
@@ -128,6 +136,7 @@ class Cache:
         started = time.perf_counter()
         deadline = self._deadline(timeout)
         slot = self._key(key)
+        check_validate(validate)
         try:
             self._stops.check_usable()
             (look,) = self._stops.look((slot,), deadline, validate=validate)
@@ -148,6 +157,7 @@ class Cache:
         started = time.perf_counter()
         deadline = self._deadline(timeout)
         slots = {key: self._key(key) for key in _texts(keys)}
+        check_validate(validate)
         wanted = list(slots.values())
         try:
             self._stops.check_usable()
@@ -415,7 +425,7 @@ class Cache:
 
     def cached(
         self,
-        *,
+        *bare: Never,
         key: KeySpec = None,
         tags: TagsSpec = (),
         refresher: Callable[..., object] | None = None,
@@ -429,6 +439,7 @@ class Cache:
         The function gets ``invalidate``, ``refresh`` and ``key``, called with its own arguments.
 
         Args:
+            bare: Nothing: it is written with parentheses, also without options.
             key: None: module, qualified name and all arguments, which have to be what generate_key
                 takes; a template such as "{self.id}:{limit}"; or a callable that is given the
                 arguments and returns what tells calls apart. A method needs one of the latter two.
@@ -440,7 +451,8 @@ class Cache:
             TypeError, ValueError: The function, key or tags do not fit. When it decorates; for
                 arguments without a place in a key, when it is called.
         """
-        Plan.of(options, self._settings)  # refuses nonsense now
+        check_cached(bare, validate, timeout, options, self._settings)
+        check_plain("refresher", refresher)
         compute = partial(
             self.get_or_set, default=default, validate=validate, timeout=timeout, **options
         )
@@ -467,6 +479,7 @@ class Cache:
         """
         slot, plan = self._key(key), Plan.of(options, self._settings)
         order = self._order("get_or_set", for_one(loader, slot, plan), plan, timeout, validate)
+        check_callable("refresher", refresher)
         hook = None if refresher is None else partial(refresher, key)
         work = Computation(self._shop, order, spawn, hook, detached=detached)
         try:
@@ -525,6 +538,7 @@ class Cache:
         timeout: Timeout,
         validate: Validate | None,
     ) -> Order:
+        check_validate(validate)
         return Order(operation, loader, plan, self._deadline(timeout).remaining(), validate)
 
     def _spawn(self, steps: Steps[Any], *, awaited: bool = False) -> bool:

@@ -18,7 +18,16 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from jmcache.cache._plan import (
+    FunctionOptions,
+    Plan,
+    check_callable,
+    check_tags,
+    check_validate,
+)
+from jmcache.deadline import Deadline
 from jmcache.keys import generate_key
+from jmcache.settings import CacheSettings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,6 +36,8 @@ KeySpec = str | Callable[..., Any] | None
 TagsSpec = Iterable[str] | Callable[..., Iterable[str]]
 
 _FORMATTER = string.Formatter()
+# What a template asks for is not there. Whatever else a property raises is its own.
+_NOT_THERE = (AttributeError, LookupError, TypeError, ValueError)
 
 
 class CallKeys:
@@ -36,9 +47,11 @@ class CallKeys:
         """Settle how; checks what can be checked before the first call.
 
         Raises:
-            TypeError: A method without an explicit key; a key or tag that is no template.
-            ValueError: A template names what the function has no argument for.
+            TypeError: What is no function with a name; a method without an explicit key; a key or
+                tag that is no template.
+            ValueError: A template names what the function has no argument for, or is none.
         """
+        _check_function(func)
         self._signature = inspect.signature(func)
         self._name = f"{func.__module__}.{func.__qualname__}"
         self._key = key
@@ -66,7 +79,7 @@ class CallKeys:
         if callable(self._key):
             return generate_key(self._name, None, self._key(*args, **kwargs))
         if self._key is not None:
-            arguments = {name: _field(name, arguments) for name in self._fields}
+            arguments = {name: self._field(name, arguments) for name in self._fields}
         try:
             return generate_key(self._name, self._key, *arguments.values())
         except (TypeError, ValueError):
@@ -77,16 +90,30 @@ class CallKeys:
     def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags of a call."""
         if callable(self._tags):
-            return tuple(self._tags(*args, **kwargs))
+            return check_tags(self._tags(*args, **kwargs))
         if not self._tags:
             return ()
         arguments = self._bind(args, kwargs)
-        return tuple([_FORMATTER.vformat(tag, (), arguments) for tag in self._tags])
+        return tuple([self._filled(tag, arguments) for tag in self._tags])
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments
+
+    def _field(self, name: str, arguments: dict[str, Any]) -> Any:
+        try:
+            return _FORMATTER.get_field(name, (), arguments)[0]
+        except _NOT_THERE as error:
+            raise ValueError(
+                f"key: {self._name} has no {{{name}}} in this call: {error}"
+            ) from error
+
+    def _filled(self, tag: str, arguments: dict[str, Any]) -> str:
+        try:
+            return _FORMATTER.vformat(tag, (), arguments)
+        except _NOT_THERE as error:
+            raise ValueError(f"tags: {self._name} cannot fill in {tag!r}: {error}") from error
 
     def _check(self, name: str, value: Any) -> None:
         try:
@@ -96,11 +123,19 @@ class CallKeys:
             raise type(error)(f"{self._name}: {text}") from error
 
     def _fields_of(self, option: str, template: str) -> tuple[str, ...]:
-        fields = tuple(name for _, name, _, _ in _FORMATTER.parse(template) if name is not None)
-        for field in fields:
+        try:
+            parts = list(_FORMATTER.parse(template))
+        except ValueError as error:
+            raise ValueError(f"{option}: {template!r} is no template: {error}") from error
+        fields: list[str] = []
+        for _, field, spec, _ in parts:
+            if field is None:
+                continue
             if field.partition(".")[0].partition("[")[0] not in self._signature.parameters:
                 raise ValueError(f"{option}: {self._name} has no argument for {{{field}}}")
-        return fields
+            # A field within a field, {x:>{width}}, tells calls apart, too.
+            fields += (field, *self._fields_of(option, spec or ""))
+        return tuple(dict.fromkeys(fields))
 
 
 class CachedFunction(Generic[P, T]):
@@ -128,21 +163,21 @@ class CachedFunction(Generic[P, T]):
         self._refresher = refresher
         functools.update_wrapper(self, func)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the cached result of this call, or compute it once and keep it."""
         result: T = self._call(args, kwargs)
         return result
 
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Compute this call's result whatever is cached, keep it and return it."""
         result: T = self._call(args, kwargs, force=True)
         return result
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key under which this call's result is kept."""
         return self._keys.key(args, kwargs)
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Forget this call's result; as delete of the cache, awaited where that is."""
         return self._delete(self._keys.key(args, kwargs))
 
@@ -170,8 +205,30 @@ class _Bound:
         self.invalidate = partial(function.invalidate, instance)
         self._instance = instance
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.__wrapped__(self._instance, *args, **kwargs)
+
+
+def check_cached(
+    bare: tuple[object, ...],
+    validate: object,
+    timeout: float | Deadline | None,
+    options: FunctionOptions,
+    settings: CacheSettings,
+) -> None:
+    """Refuse at once what every call of the function would be refused for.
+
+    Args:
+        bare: What was given by position: the function, where the parentheses are missing.
+
+    Raises:
+        TypeError, ValueError: Names it.
+    """
+    if bare:
+        raise TypeError("cached: write @cache.cached(), with parentheses; options go by name")
+    check_validate(validate)
+    Deadline.of_call(timeout, settings.operation_timeout)
+    Plan.of(options, settings)
 
 
 def decorator(
@@ -182,7 +239,12 @@ def decorator(
     refresher: Callable[..., object] | None,
     check: Callable[[object], None] = lambda func: None,
 ) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
-    """Return what makes a function a cached one; *check* raises for one that cannot be."""
+    """Return what makes a function a cached one; *check* raises for one that cannot be.
+
+    Raises:
+        TypeError: *refresher* or *tags* are nothing that can be called, or filled in.
+    """
+    check_callable("refresher", refresher)
 
     def decorate(func: Callable[P, T]) -> CachedFunction[P, T]:
         check(func)
@@ -204,16 +266,36 @@ def _loader(
     return lambda: func(*args, **kwargs)
 
 
-def _field(name: str, arguments: dict[str, Any]) -> Any:
-    return _FORMATTER.get_field(name, (), arguments)[0]
+def _check_function(func: object) -> None:
+    if isinstance(func, (staticmethod, classmethod)):
+        kind = type(func).__name__
+        raise TypeError(f"cached: put @{kind} above @cache.cached(), not below it")
+    if not callable(func):
+        raise TypeError(f"cached: a function, not {type(func).__name__}")
+    # Not even one that was given a name: two of one function would share it, and their results.
+    if isinstance(func, partial) or not isinstance(getattr(func, "__qualname__", None), str):
+        raise TypeError(
+            f"key: a {type(func).__name__} has no name of its own that a key could begin with;"
+            " write a function that calls it"
+        )
 
 
 def _templates(option: str, templates: Iterable[str]) -> tuple[str, ...]:
     if isinstance(templates, str):
         raise TypeError(f"{option}: several texts as a tuple or the like, not one")
-    return tuple(templates)
+    if not isinstance(templates, Iterable):
+        raise TypeError(
+            f"{option}: several texts as a tuple or the like, or a callable;"
+            f" not {type(templates).__name__}"
+        )
+    given = tuple(templates)
+    for template in given:
+        if not isinstance(template, str):
+            raise TypeError(f"{option}: text, each of them, not {type(template).__name__}")
+    return given
 
 
 def _is_method(func: Callable[..., Any], signature: inspect.Signature) -> bool:
     first = next(iter(signature.parameters), "")
-    return first in ("self", "cls") and "." in func.__qualname__
+    place = func.__qualname__.rpartition(".")[0]
+    return first in ("self", "cls") and bool(place) and not place.endswith("<locals>")

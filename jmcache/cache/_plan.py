@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 
-from jmcache.settings import CacheSettings, check_ttl
+from jmcache.settings import LONGEST_TTL_S, CacheSettings, check_ttl
 
 # An ordinary Exception, but no failure of the loader: the caller's time is over.
 _LIMITS = frozenset({"SoftTimeLimitExceeded", "TimeLimitExceeded"})
@@ -97,9 +97,16 @@ class Plan:
             )
         if self.refresh not in ("background", "inline"):
             raise ValueError(f'refresh: "background" or "inline"; not {self.refresh!r}')
-        if self.negative is not None and not callable(self.negative):
-            raise TypeError(f"negative: a callable, not {type(self.negative).__name__}")
+        check_callable("negative", self.negative)
+        if inspect.iscoroutinefunction(self.negative):
+            raise TypeError(
+                "negative: a plain function, not a coroutine function: nobody awaits it"
+            )
         _check_exceptions("no_stale_for", self.no_stale_for)
+        for name in ("force", "read_only", "write_only"):
+            if not isinstance(getattr(self, name), bool):
+                kind = type(getattr(self, name)).__name__
+                raise TypeError(f"{name}: True or False, not {kind}")
         if self.read_only and (self.write_only or self.force):
             raise ValueError("read_only: not together with write_only or force")
 
@@ -146,6 +153,24 @@ def is_limit(error: BaseException) -> bool:
     return not isinstance(error, Exception) or type(error).__name__ in _LIMITS
 
 
+def check_callable(option: str, given: object) -> None:
+    """Raise TypeError for what is neither None nor to be called. Names the *option*."""
+    if given is not None and not callable(given):
+        raise TypeError(f"{option}: a callable, not {type(given).__name__}")
+
+
+def check_validate(validate: object) -> None:
+    """Raise TypeError for what cannot validate; before there is a value to be validated."""
+    ask = getattr(validate, "model_validate", None) or getattr(validate, "validate_python", None)
+    if validate is not None and not callable(ask or validate):
+        raise TypeError(
+            "validate: a callable, or a type with model_validate or validate_python;"
+            f" not {type(validate).__name__}"
+        )
+    if inspect.iscoroutinefunction(ask or validate):
+        raise TypeError("validate: a plain function, not a coroutine function: nobody awaits it")
+
+
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Return *tags* without repeats, in order.
 
@@ -156,12 +181,15 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """
     if isinstance(tags, (str, bytes)):
         raise TypeError("tags: several texts as a tuple or the like, not one")
-    found = tuple(dict.fromkeys(tags))
-    for tag in found:
+    if not isinstance(tags, Iterable):
+        raise TypeError(f"tags: several texts as a tuple or the like, not {type(tags).__name__}")
+    given = tuple(tags)
+    for tag in given:
         if not isinstance(tag, str):
-            raise TypeError(f"tags: text, not {type(tag).__name__}")
+            raise TypeError(f"tags: text, each of them, not {type(tag).__name__}")
         if not tag:
             raise ValueError("tags: text that is not empty")
+    found = tuple(dict.fromkeys(given))
     try:
         size = sum([len(tag.encode()) + 2 for tag in found])
     except UnicodeEncodeError as error:
@@ -172,13 +200,17 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
 
 
 def _check_exceptions(name: str, given: object) -> None:
-    if not isinstance(given, tuple) or not all([isinstance(kind, type) for kind in given]):
-        raise TypeError(f"{name}: exceptions, as a tuple of types")
+    if not isinstance(given, tuple) or not all(
+        [isinstance(kind, type) and issubclass(kind, BaseException) for kind in given]
+    ):
+        raise TypeError(f"{name}: classes of exceptions as a tuple, such as (KeyError,)")
 
 
 def _seconds(name: str, value: object, least: float | None = None) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value) and (value > 0 or value == least):  # type: ignore[arg-type,operator]
-        return
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if 0 < value <= LONGEST_TTL_S or value == least:
+            return
     wants = "0 or more" if least == 0.0 else "above 0"
-    raise ValueError(f"{name}: seconds as a finite number, {wants}; not {value!r}")
+    raise ValueError(
+        f"{name}: seconds as a number, {wants} and at most {LONGEST_TTL_S}; not {value!r}"
+    )

@@ -20,7 +20,14 @@ from jmcache.settings._rules import RULES, TEN_YEARS_S, Seconds, check, read_pla
 from jmcache.settings._secret import FileSecret
 from jmcache.settings._url import read_url
 
-__all__ = ["CacheSettings", "FileSecret", "check_ttl", "read_settings", "without_frames"]
+__all__ = [
+    "LONGEST_TTL_S",
+    "CacheSettings",
+    "FileSecret",
+    "check_ttl",
+    "read_settings",
+    "without_frames",
+]
 
 _TLS_DETAILS = (
     "tls_ca_certs",
@@ -59,7 +66,8 @@ _PER_CACHE = (
     "lock_timeout",
     "max_outage_loads",
 )
-_TTL = Seconds(TEN_YEARS_S)
+LONGEST_TTL_S = TEN_YEARS_S
+_TTL = Seconds(LONGEST_TTL_S)
 
 
 class GivesCredentials(Protocol):
