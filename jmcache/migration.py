@@ -227,7 +227,9 @@ class _Ledger:
 class _Switch:
     """What both kinds have in common."""
 
-    def __init__(self, share: float, equal: Callable[[Any, Any], object]) -> None:
+    def __init__(self, share: float, equal: Any) -> None:
+        if not callable(equal) or inspect.iscoroutinefunction(equal):
+            raise TypeError("equal: a plain function of an old and a new value")
         self._ledger = _Ledger(share, equal)
 
     @property
@@ -249,6 +251,8 @@ class _Switch:
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
+        if not isinstance(enabled, bool):
+            raise TypeError(f"enabled: True or False, not {type(enabled).__name__}")
         self._ledger.enabled = enabled
 
     def comparison(self) -> Comparison:
@@ -281,7 +285,10 @@ class SideBySide(_Switch):
 
         Raises:
             ValueError: *share* is not from 0 to 1.
+            TypeError: *new* or *equal* is something else.
         """
+        if not isinstance(new, Cache):
+            raise TypeError(f"new: a RedisCache or a LocalCache, not {type(new).__name__}")
         super().__init__(share, equal)
         self._old = old
         self._new = new
@@ -334,6 +341,8 @@ class AsyncSideBySide(_Switch):
         equal: Callable[[Any, Any], object] = _equal,
     ) -> None:
         """See SideBySide."""
+        if not isinstance(new, AsyncRedisCache):
+            raise TypeError(f"new: an AsyncRedisCache, not {type(new).__name__}")
         super().__init__(share, equal)
         self._old = old
         self._new = new

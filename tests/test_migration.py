@@ -374,6 +374,38 @@ def test_a_share_that_is_none_is_refused_by_name(share, old, new):
         SideBySide(old, new, share=share)
 
 
+async def _is_same(a, b):
+    return a == b
+
+
+@pytest.mark.parametrize("equal", [5, None, _is_same], ids=["number", "none", "coroutine"])
+def test_a_comparison_that_is_none_is_refused_by_name(equal, old, new):
+    """Found at the first value that both have, it is found by a customer."""
+    with pytest.raises(TypeError, match="equal: a plain function"):
+        SideBySide(old, new, equal=equal)
+    with pytest.raises(TypeError, match="equal: a plain function"):
+        AsyncSideBySide(old, AsyncRedisCache(new), equal=equal)
+
+
+def test_a_new_cache_that_is_none_is_refused_by_name(old, new):
+    """The awaited one in the place of the plain one returns coroutines for values."""
+    for wrong in (None, "redis://", AsyncRedisCache(new)):
+        with pytest.raises(TypeError, match="new: a RedisCache or a LocalCache, not"):
+            SideBySide(old, wrong)
+    for wrong in (None, "redis://", new):
+        with pytest.raises(TypeError, match="new: an AsyncRedisCache, not"):
+            AsyncSideBySide(old, wrong)
+
+
+def test_a_kill_switch_takes_true_and_false(old, new):
+    """ "no" from an environment variable would be on."""
+    cache = SideBySide(old, new)
+    for wrong in ("no", 0, None):
+        with pytest.raises(TypeError, match="enabled: True or False, not"):
+            cache.enabled = wrong
+    assert cache.enabled is True
+
+
 def test_coroutines_have_the_same():
     """The old cache of the service is awaited."""
 
