@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jmcache.aio import AsyncRedisCache
     from jmcache.cache import (
+        AsyncCachedFunction,
         Cache,
         CachedFunction,
         LoadContext,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncCachedFunction",
     "AsyncRedisCache",
     "Cache",
     "CacheSettings",

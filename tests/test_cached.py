@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import re
 import subprocess
 import sys
@@ -527,6 +528,25 @@ def test_it_looks_like_the_function(cache: Cache) -> None:
     assert match.__wrapped__("c1") == "c1"
 
 
+def test_a_method_looks_like_the_method() -> None:
+    """Frameworks read names, docs and signatures of methods, too."""
+    method = Matcher("a").match
+    assert method.__name__ == "match"
+    assert method.__qualname__ == "Matcher.match"
+    assert list(inspect.signature(method).parameters) == ["candidate", "limit"]
+    assert method.__wrapped__("c1") == "c1 by a"
+    assert list(inspect.signature(Matcher.match).parameters) == ["self", "candidate", "limit"]
+
+
+def test_a_method_stays_that_of_its_object() -> None:
+    """As a plain method does that another class has for an attribute."""
+
+    class Other:
+        match = Matcher("a").match
+
+    assert Other().match("c1") == "c1 by a"
+
+
 def test_coroutine_functions_are_awaited() -> None:
     """The same names, awaited."""
 
@@ -566,7 +586,10 @@ def test_coroutine_functions_are_awaited() -> None:
 
 
 TYPED = """
-from jmcache import AsyncRedisCache, LocalCache
+import asyncio
+from typing import Any, assert_type
+
+from jmcache import AsyncCachedFunction, AsyncRedisCache, CachedFunction, LoadContext, LocalCache
 
 cache = LocalCache()
 awaited = AsyncRedisCache(cache)
@@ -579,12 +602,67 @@ def match(candidate: str, limit: int = 10) -> list[str]:
 async def match_soon(candidate: str) -> list[str]:
     return [candidate]
 
-good: list[str] = match("a", limit=5)
-also_good: list[str] = match.refresh("a")
-key: str = match.key("a", 5)
+@cache.cached()
+def anything(candidate: str) -> Any:
+    return candidate
 
-async def use() -> list[str]:
-    return await match_soon("a")
+class Matcher:
+    @cache.cached(key="{candidate}")
+    def match(self, candidate: str, *, limit: int = 10) -> list[str]:
+        return [candidate]
+
+    @awaited.cached(key="{candidate}")
+    async def match_soon(self, candidate: str) -> list[str]:
+        return [candidate]
+
+    @staticmethod
+    @cache.cached()
+    def rank(candidate: str) -> int:
+        return 1
+
+def load(context: LoadContext) -> int:
+    return 1
+
+async def load_soon() -> int:
+    return 1
+
+async def load_many_soon(keys: list[str]) -> dict[str, int]:
+    return dict.fromkeys(keys, 1)
+
+matcher = Matcher()
+kept: CachedFunction[[str], Any] = anything
+kept_soon: AsyncCachedFunction[[str], list[str]] = match_soon
+assert_type(match("a", limit=5), list[str])
+assert_type(match.refresh("a"), list[str])
+assert_type(match.key("a", 5), str)
+assert_type(match.invalidate("a"), bool)
+assert_type(anything.invalidate("a"), bool)
+assert_type(matcher.match("a", limit=1), list[str])
+assert_type(matcher.match.refresh("a"), list[str])
+assert_type(matcher.match.key("a"), str)
+assert_type(matcher.match.invalidate("a"), bool)
+assert_type(Matcher.match(matcher, "a"), list[str])
+assert_type(Matcher.rank("a"), int)
+assert_type(cache.get_or_set("k", load), int)
+assert_type(cache.get_or_set("k", lambda: 1), int)
+assert_type(cache.get_or_set_many(["k"], lambda keys: dict.fromkeys(keys, 1)), dict[str, int])
+
+async def use() -> None:
+    assert_type(await match_soon("a"), list[str])
+    assert_type(await match_soon.refresh("a"), list[str])
+    assert_type(await match_soon.invalidate("a"), bool)
+    assert_type(await asyncio.create_task(match_soon("a")), list[str])
+    assert_type(await matcher.match_soon("a"), list[str])
+    assert_type(await matcher.match_soon.invalidate("a"), bool)
+    assert_type(await awaited.get_or_set("k", load_soon), int)
+    assert_type(await awaited.get_or_set("k", load, ttl=5), int)
+    assert_type(await awaited.get_or_set("k", lambda: 1), int)
+    assert_type(await awaited.get_or_set_many(["k"], load_many_soon), dict[str, int])
+    many = await awaited.get_or_set_many(["k"], lambda keys: dict.fromkeys(keys, 1))
+    assert_type(many, dict[str, int])
+    await matcher.match_soon(5)  # E
+    await awaited.get_or_set("k", load_soon, tll=5)  # E
+    wrong_soon: str = await awaited.get_or_set("k", load_soon)  # E
 
 bad_result: int = match("a")  # E
 match(1)  # E
@@ -593,6 +671,11 @@ match.invalidate()  # E
 match.refresh("a", "b")  # E
 match.key(b"a")  # E
 match_soon(5)  # E
+matcher.match(5)  # E
+matcher.match("a", 5)  # E
+matcher.match.invalidate()  # E
+Matcher.match("a")  # E
+cache.cached(match)  # E
 cache.cached(tll=5)  # E
 cache.get_or_set("k", lambda: 1, ttl="x")  # E
 value: int = cache.get_or_set("k", lambda: 1)

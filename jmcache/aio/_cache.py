@@ -10,14 +10,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from jmcache.aio._driver import Driver
 from jmcache.aio._threads import Call, Threads
 from jmcache.cache import (
     NO_DEFAULT,
+    AsyncCachedFunction,
     Cache,
-    CachedFunction,
     FunctionOptions,
     KeySpec,
     Options,
@@ -146,6 +146,30 @@ class AsyncRedisCache:
         """See Cache.clear."""
         return await self._call("clear", self._cache.clear, timeout=timeout)
 
+    @overload
+    async def get_or_set(
+        self,
+        key: str,
+        loader: Callable[..., Awaitable[T]],
+        *,
+        default: Any = NO_DEFAULT,
+        refresher: Callable[[str], object] | None = None,
+        validate: Validate | None = None,
+        timeout: Timeout = None,
+        **options: Unpack[Options],
+    ) -> T: ...
+    @overload
+    async def get_or_set(
+        self,
+        key: str,
+        loader: Callable[..., T],
+        *,
+        default: Any = NO_DEFAULT,
+        refresher: Callable[[str], object] | None = None,
+        validate: Validate | None = None,
+        timeout: Timeout = None,
+        **options: Unpack[Options],
+    ) -> T: ...
     async def get_or_set(
         self,
         key: str,
@@ -176,6 +200,26 @@ class AsyncRedisCache:
         )
         return await self._driver.take_all(steps)
 
+    @overload
+    async def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        loader: Callable[[list[str]], Awaitable[Mapping[str, T]]],
+        *,
+        validate: Validate | None = None,
+        timeout: Timeout = None,
+        **options: Unpack[Options],
+    ) -> dict[str, T]: ...
+    @overload
+    async def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        loader: Callable[[list[str]], Mapping[str, T]],
+        *,
+        validate: Validate | None = None,
+        timeout: Timeout = None,
+        **options: Unpack[Options],
+    ) -> dict[str, T]: ...
     async def get_or_set_many(
         self,
         keys: Iterable[str],
@@ -201,13 +245,13 @@ class AsyncRedisCache:
         validate: Validate | None = None,
         timeout: Timeout = None,
         **options: Unpack[FunctionOptions],
-    ) -> Callable[[Callable[P, Awaitable[R]]], CachedFunction[P, Awaitable[R]]]:
+    ) -> Callable[[Callable[P, Awaitable[R]]], AsyncCachedFunction[P, R]]:
         """See Cache.cached; for coroutine functions, whose ``invalidate`` is awaited too."""
         check_cached(bare, validate, timeout, options, self.settings)
         compute = partial(
             self.get_or_set, default=default, validate=validate, timeout=timeout, **options
         )
-        return decorator(compute, self.delete, key, tags, refresher)
+        return decorator(AsyncCachedFunction, compute, self.delete, key, tags, refresher)
 
     async def generate_key(self, /, *args: Any, **kwargs: Any) -> str:
         """See Cache.generate_key."""

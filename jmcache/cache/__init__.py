@@ -16,7 +16,14 @@ _keeper   whose lease lasts while they compute
 """
 
 from jmcache.cache._cache import NO_DEFAULT, Cache, Timeout
-from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, check_cached, decorator
+from jmcache.cache._cached import (
+    AsyncCachedFunction,
+    CachedFunction,
+    KeySpec,
+    TagsSpec,
+    check_cached,
+    decorator,
+)
 from jmcache.cache._loaders import LoadContext, load_context
 from jmcache.cache._local import LocalCache
 from jmcache.cache._plan import FunctionOptions, Options, Plan, is_limit
@@ -27,6 +34,7 @@ from jmcache.cache._stops import Validate
 __all__ = [
     "NO_DEFAULT",
     "Ask",
+    "AsyncCachedFunction",
     "Cache",
     "CachedFunction",
     "FunctionOptions",

@@ -456,7 +456,8 @@ class Cache:
         compute = partial(
             self.get_or_set, default=default, validate=validate, timeout=timeout, **options
         )
-        return decorator(compute, self.delete, key, tags, refresher, partial(check_plain, "cached"))
+        check = partial(check_plain, "cached")
+        return decorator(CachedFunction, compute, self.delete, key, tags, refresher, check)
 
     def computing(
         self,

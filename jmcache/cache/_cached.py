@@ -14,9 +14,10 @@ from __future__ import annotations
 import functools
 import inspect
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeVar
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from jmcache.cache._plan import (
     FunctionOptions,
@@ -30,6 +31,7 @@ from jmcache.keys import generate_key
 from jmcache.settings import CacheSettings
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 T = TypeVar("T")
 
 KeySpec = str | Callable[..., Any] | None
@@ -138,12 +140,12 @@ class CallKeys:
         return tuple(dict.fromkeys(fields))
 
 
-class CachedFunction(Generic[P, T]):
-    """A function with a cache before it. Call it as the function; it does as get_or_set."""
+class _Function(Generic[P, T]):
+    """What the cached functions of both kinds of caches have in common."""
 
     def __init__(
         self,
-        func: Callable[P, T],
+        func: Callable[P, Any],
         keys: CallKeys,
         compute: Callable[..., Any],
         delete: Callable[[str], Any],
@@ -161,6 +163,7 @@ class CachedFunction(Generic[P, T]):
         self._compute = compute
         self._delete = delete
         self._refresher = refresher
+        self._bound: tuple[object, ...] = ()  # the object of which it is a method
         functools.update_wrapper(self, func)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -175,16 +178,10 @@ class CachedFunction(Generic[P, T]):
 
     def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key under which this call's result is kept."""
-        return self._keys.key(args, kwargs)
+        return self._keys.key((*self._bound, *args), kwargs)
 
-    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Forget this call's result; as delete of the cache, awaited where that is."""
-        return self._delete(self._keys.key(args, kwargs))
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else _Bound(self, instance)
-
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> Any:
+    def _call(self, given: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> Any:
+        args = (*self._bound, *given)
         refresher = self._refresher
         return self._compute(
             self._keys.key(args, kwargs),
@@ -194,19 +191,51 @@ class CachedFunction(Generic[P, T]):
             **options,
         )
 
+    def _bound_to(self, instance: object) -> Self:
+        if instance is None or self._bound:  # a method of another class's object stays its method
+            return self
+        bound = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__)
+        bound._bound = (instance,)
+        bound.__dict__["__wrapped__"] = MethodType(self._func, instance)  # for its signature
+        return bound
 
-class _Bound:
-    """A cached function as a method of one object."""
 
-    def __init__(self, function: CachedFunction[..., Any], instance: object) -> None:
-        self.__wrapped__ = function
-        self.refresh = partial(function.refresh, instance)
-        self.key = partial(function.key, instance)
-        self.invalidate = partial(function.invalidate, instance)
-        self._instance = instance
+class CachedFunction(_Function[P, T]):
+    """A function with a cache before it. Call it as the function; it does as get_or_set."""
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.__wrapped__(self._instance, *args, **kwargs)
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Forget this call's result; as delete of the cache."""
+        return bool(self._delete(self.key(*args, **kwargs)))
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(
+        self: CachedFunction[Concatenate[Any, Q], T], instance: object, owner: type | None = None
+    ) -> CachedFunction[Q, T]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self._bound_to(instance)
+
+
+class AsyncCachedFunction(_Function[P, Coroutine[Any, Any, T]]):
+    """A coroutine function with a cache before it; its result is awaited."""
+
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, bool]:
+        """Forget this call's result; as delete of the cache, awaited."""
+        deleted: Coroutine[Any, Any, bool] = self._delete(self.key(*args, **kwargs))
+        return deleted
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(
+        self: AsyncCachedFunction[Concatenate[Any, Q], T],
+        instance: object,
+        owner: type | None = None,
+    ) -> AsyncCachedFunction[Q, T]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self._bound_to(instance)
 
 
 def check_cached(
@@ -232,23 +261,27 @@ def check_cached(
 
 
 def decorator(
+    kind: type[_Function[..., Any]],
     compute: Callable[..., Any],
     delete: Callable[[str], Any],
     key: KeySpec,
     tags: TagsSpec,
     refresher: Callable[..., object] | None,
     check: Callable[[object], None] = lambda func: None,
-) -> Callable[[Callable[P, T]], CachedFunction[P, T]]:
+) -> Callable[[Callable[..., Any]], Any]:
     """Return what makes a function a cached one; *check* raises for one that cannot be.
+
+    Args:
+        kind: Of a cached function.
 
     Raises:
         TypeError: *refresher* or *tags* are nothing that can be called, or filled in.
     """
     check_callable("refresher", refresher)
 
-    def decorate(func: Callable[P, T]) -> CachedFunction[P, T]:
+    def decorate(func: Callable[..., Any]) -> Any:
         check(func)
-        return CachedFunction(func, CallKeys(func, key, tags), compute, delete, refresher)
+        return kind(func, CallKeys(func, key, tags), compute, delete, refresher)
 
     return decorate
 
