@@ -620,6 +620,11 @@ class Matcher:
     def rank(candidate: str) -> int:
         return 1
 
+    @classmethod
+    @cache.cached(key="{candidate}")
+    def of_all(cls, candidate: str) -> int:
+        return 1
+
 def load(context: LoadContext) -> int:
     return 1
 
@@ -641,8 +646,8 @@ assert_type(matcher.match("a", limit=1), list[str])
 assert_type(matcher.match.refresh("a"), list[str])
 assert_type(matcher.match.key("a"), str)
 assert_type(matcher.match.invalidate("a"), bool)
-assert_type(Matcher.match(matcher, "a"), list[str])
-assert_type(Matcher.rank("a"), int)
+assert_type(matcher.of_all("a"), int)
+number: int = Matcher.rank("a") + Matcher.of_all("a") + len(Matcher.match(matcher, "a"))
 assert_type(cache.get_or_set("k", load), int)
 assert_type(cache.get_or_set("k", lambda: 1), int)
 assert_type(cache.get_or_set_many(["k"], lambda keys: dict.fromkeys(keys, 1)), dict[str, int])
@@ -674,7 +679,7 @@ match_soon(5)  # E
 matcher.match(5)  # E
 matcher.match("a", 5)  # E
 matcher.match.invalidate()  # E
-Matcher.match("a")  # E
+matcher.of_all()  # E
 cache.cached(match)  # E
 cache.cached(tll=5)  # E
 cache.get_or_set("k", lambda: 1, ttl="x")  # E

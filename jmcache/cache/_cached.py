@@ -208,8 +208,10 @@ class CachedFunction(_Function[P, T]):
         """Forget this call's result; as delete of the cache."""
         return bool(self._delete(self.key(*args, **kwargs)))
 
+    # Any for what is taken from the class: to mypy a function below @classmethod and one below
+    # @staticmethod are the same here, and an error too many is worse than one too few.
     @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
+    def __get__(self, instance: None, owner: type) -> Any: ...
     @overload
     def __get__(
         self: CachedFunction[Concatenate[Any, Q], T], instance: object, owner: type | None = None
@@ -227,7 +229,7 @@ class AsyncCachedFunction(_Function[P, Coroutine[Any, Any, T]]):
         return deleted
 
     @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
+    def __get__(self, instance: None, owner: type) -> Any: ...  # see CachedFunction
     @overload
     def __get__(
         self: AsyncCachedFunction[Concatenate[Any, Q], T],
