@@ -11,14 +11,21 @@ What could not be told to Redis is kept in a journal, and told when Redis is bac
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from jmcache.deadline import Deadline
 from jmcache.fork import renew_in_child
 
 JOURNAL = 10_000  # names that a journal holds at most
 _BATCH = 500  # names told to Redis at a time
+_WAIT_SHARE = 0.5  # of a write's deadline may go into waiting until Redis was told
+_LOOK_AGAIN_S = 0.002  # whose turn it is; seconds after an outage, not in each call
+_TELL_WITHIN_S = 1.0  # a write ends sooner; whoever holds it longer was torn away
 _U64 = 2**64
 _DIGITS = 20  # of the largest counter
 
@@ -48,6 +55,15 @@ class _Debt:
     lease: bytes | None  # of an entry, to be deleted; None: it is a counter, to be moved on
 
 
+class _Turn:
+    """Leave to tell Redis, or to write what is owed, as long as somebody has it.
+
+    Known weakly: a lock would stay held by whoever a signal handler's exception tore away.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
 class Journal:
     """Deletes and invalidations that did not reach Redis, until they do.
 
@@ -55,7 +71,8 @@ class Journal:
     for all of them. That invalidates more than was asked for, never less. Kept in memory: what a
     process owed when it ended is bounded by the entries' TTL.
 
-    Thread-safe; no lock is held while Redis is told. A forked child owes nothing: its parent does.
+    Thread-safe. Nobody waits while Redis is told, but for a write of what is owed. A forked child
+    owes nothing: its parent does.
     """
 
     def __init__(self, limit: int = JOURNAL) -> None:
@@ -67,6 +84,7 @@ class Journal:
 
     def _renew_in_child(self) -> None:
         self._lock = threading.Lock()
+        self._turn: weakref.ref[_Turn] | None = None  # whose it is; written under _lock
         self._debts: dict[bytes, _Debt] = {}  # written under _lock; in the order they were made
 
     def __len__(self) -> int:
@@ -101,6 +119,25 @@ class Journal:
             with self._lock:
                 self._remove(owed)
 
+    @contextlib.contextmanager
+    def overtaking(
+        self, names: Sequence[bytes], deadline: Deadline
+    ) -> Iterator[dict[bytes, _Debt]]:
+        """Hand out what is owed for *names*, to be forgiven when they were written anew.
+
+        Redis is told nothing meanwhile, if that can be had within half of *deadline*: what is on
+        its way would come behind the write, and remove what was just confirmed.
+        """
+        if not self.owed_for(names):
+            yield {}
+            return
+        turn = _Turn()
+        try:
+            self._wait_for(turn, deadline.remaining() * _WAIT_SHARE)
+            yield self.owed_for(names)
+        finally:
+            self._leave(turn)
+
     def settle(
         self,
         delete: Callable[[Sequence[bytes], Sequence[bytes]], object],
@@ -115,16 +152,46 @@ class Journal:
         May run on several threads at once: each name is told at least once.
         """
         while self._debts:
-            with self._lock:
-                batch = self._first()
-            names = list(batch)
-            leases = [debt.lease for debt in batch.values() if debt.lease is not None]
-            if leases:
-                delete(names, leases)
-            elif names:
-                move(names)
-            with self._lock:
-                self._remove(batch)
+            turn = _Turn()
+            try:
+                self._wait_for(turn, _TELL_WITHIN_S)
+                self._tell_first(delete, move)
+            finally:
+                self._leave(turn)
+
+    def _wait_for(self, turn: _Turn, seconds: float) -> None:
+        """Wait until it is *turn*, but no longer than that."""
+        ends_at = time.monotonic() + seconds
+        while not self._is(turn) and time.monotonic() < ends_at:
+            time.sleep(_LOOK_AGAIN_S)
+
+    def _is(self, turn: _Turn) -> bool:
+        with self._lock:
+            holder = None if self._turn is None else self._turn()
+            if holder is None:
+                self._turn = weakref.ref(turn)
+            return holder is None
+
+    def _leave(self, turn: _Turn) -> None:
+        with self._lock:
+            if self._turn is not None and self._turn() is turn:
+                self._turn = None
+
+    def _tell_first(
+        self,
+        delete: Callable[[Sequence[bytes], Sequence[bytes]], object],
+        move: Callable[[Sequence[bytes]], object],
+    ) -> None:
+        with self._lock:
+            batch = self._first()
+        names = list(batch)
+        leases = [debt.lease for debt in batch.values() if debt.lease is not None]
+        if leases:
+            delete(names, leases)
+        elif names:
+            move(names)
+        with self._lock:
+            self._remove(batch)
 
     def _add(self, debts: dict[bytes, _Debt]) -> None:
         self._debts.update(debts)  # one step: nothing that was owed is ever missing

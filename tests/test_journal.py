@@ -12,6 +12,7 @@ import pytest
 from computing_kit import SOON_S, wait_until
 
 from jmcache import AsyncRedisCache, Cache, CacheSettings, Outcome, RedisCacheFactory
+from jmcache.deadline import Deadline
 from jmcache.errors import RedisConnectionError
 from jmcache.invalidation import Journal
 from jmcache.testing import FaultProxy, PrivateServer
@@ -150,6 +151,60 @@ def test_what_is_owed_anew_while_it_is_written_anew_stays_owed(told: Told) -> No
     journal.forgive(owed)
     journal.settle(told.delete, told.move)
     assert told.calls == [("delete", (b"a", b"b"))]
+
+
+def test_what_redis_is_being_told_does_not_come_behind_what_is_written_anew(told: Told) -> None:
+    """The set was confirmed, and the delete from before it removed the new value."""
+    journal = Journal()
+    owe_deletes(journal, b"a")
+    telling, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        telling.set()
+        assert go_on.wait(SOON_S)
+
+    told.before = hold
+
+    def write() -> None:
+        with journal.overtaking([b"a"], Deadline(SOON_S)) as owed:
+            told.calls.append(("write", tuple(owed)))
+
+    with ThreadPoolExecutor(2) as threads:
+        settling = threads.submit(journal.settle, told.delete, told.move)
+        assert telling.wait(SOON_S)
+        writing = threads.submit(write)
+        with pytest.raises(TimeoutError):
+            writing.result(0.05)
+        go_on.set()
+        writing.result(SOON_S)
+        settling.result(SOON_S)
+    assert told.calls == [("delete", (b"a",)), ("write", ())]
+
+
+def test_while_something_owed_is_written_anew_redis_is_told_nothing(told: Told) -> None:
+    """What begins to be told in the middle of the write comes behind it just as well."""
+    journal = Journal()
+    owe_deletes(journal, b"a", b"b")
+    with ThreadPoolExecutor(1) as thread:
+        with journal.overtaking([b"a"], Deadline(SOON_S)) as owed:
+            settling = thread.submit(journal.settle, told.delete, told.move)
+            with pytest.raises(TimeoutError):
+                settling.result(0.05)
+            assert told.calls == []
+            journal.forgive(owed)
+        settling.result(SOON_S)
+    assert told.calls == [("delete", (b"b",))]
+
+
+def test_a_write_of_what_is_not_owed_waits_for_nobody(told: Told) -> None:
+    """Every write after an outage would stand behind ten thousand deletes."""
+    journal = Journal()
+    owe_deletes(journal, b"a")
+    with (
+        journal.overtaking([b"a"], Deadline(SOON_S)),
+        journal.overtaking([b"b"], Deadline(SOON_S)) as owed,
+    ):
+        assert owed == {}
 
 
 def test_nothing_is_lost_between_threads(told: Told) -> None:

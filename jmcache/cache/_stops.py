@@ -292,10 +292,22 @@ class Stops:
         deadline: Deadline,
     ) -> list[RedisError]:
         """Store serialized values whatever is there; return why some of them were refused."""
+        names = [key.name for key, _, _ in entries]
+        with self.journal.overtaking(names, deadline) as owed:
+            problems = self._write_all(entries, tags, deadline)
+            if not problems:
+                self.journal.forgive(owed)
+        return problems
+
+    def _write_all(
+        self,
+        entries: Sequence[tuple[Key, bytes, Kept]],
+        tags: tuple[str, ...],
+        deadline: Deadline,
+    ) -> list[RedisError]:
         labels = tuple(map(self.keys.tag_counter, tags))
         known: Counters = {**self._seen}
         problems: list[RedisError] = []
-        owed = self.journal.owed_for([key.name for key, _, _ in entries])
         for _ in range(2):
             homes = [self._space_of(key) for key, _, _ in entries]
             counters = (*dict.fromkeys(homes), *labels)
@@ -318,8 +330,6 @@ class Stops:
                 break
             # Cleared or flushed since a counter was looked at, before this write: once more.
             known = now
-        if not problems:
-            self.journal.forgive(owed)
         return problems
 
     def _seal_with(
