@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections import Counter
@@ -159,6 +160,14 @@ def watched_failover(cluster: PrivateCluster, dead: PrivateServer) -> Iterator[l
     assert well_at, "the cluster did not recover"
 
 
+def is_replicated(master: PrivateServer) -> bool:
+    """Do its replicas have everything?"""
+    info = bytes(str(master.command("INFO", "replication")), "utf-8")
+    (sent,) = re.findall(rb"master_repl_offset:(\d+)", info)
+    taken = re.findall(rb"offset=(\d+),lag", info)
+    return bool(taken) and all(int(offset) >= int(sent) for offset in taken)
+
+
 @pytest.mark.fault_row(48)
 @pytest.mark.parametrize("end", ["kill", "pause"])
 def test_a_master_that_dies_under_traffic_costs_what_the_cluster_takes_and_a_second(
@@ -169,6 +178,7 @@ def test_a_master_that_dies_under_traffic_costs_what_the_cluster_takes_and_a_sec
     by_master = keys_by_master(redis_cluster, cache)
     dead, keys = next(iter(by_master.items()))
     assert cache.within(5.0).set_many(dict.fromkeys(keys, 1), timeout=5.0)
+    wait_for(lambda: is_replicated(dead))  # what the replica does not have is lost with its master
     with observe.traffic(cache):
         with observe.fault(), watched_failover(redis_cluster, dead) as well_at:
             getattr(dead, end)()
