@@ -380,6 +380,14 @@ def test_what_is_no_function_with_a_name_is_refused(
             decorate(function)
 
 
+def test_a_lambda_needs_a_key(cache: Cache) -> None:
+    """All lambdas of a place have one name: the second was handed the first one's results."""
+    for decorate in (cache.cached(), AsyncRedisCache(cache).cached()):
+        with pytest.raises(TypeError, match="key: all lambdas of a place have one name"):
+            decorate(lambda x: x)  # type: ignore[arg-type]
+    assert cache.cached(key="one:{x}")(lambda x: x)(1) == 1
+
+
 def test_a_field_that_an_argument_does_not_have_is_named(cache: Cache) -> None:
     """ "'int' object has no attribute 'id'" might come from anywhere."""
 

@@ -60,6 +60,11 @@ class CallKeys:
         self._tags = tags if callable(tags) else _templates("tags", tags)
         if not (key is None or isinstance(key, str) or callable(key)):
             raise TypeError(f"key: a template or a callable, not {type(key).__name__}")
+        if key is None and func.__qualname__.endswith("<lambda>"):
+            raise TypeError(
+                "key: all lambdas of a place have one name, and would share their results; say what"
+                " tells this one apart, or write a function"
+            )
         if key is None and _is_method(func, self._signature):
             raise TypeError(
                 f"key: {self._name} is a method, and an object has no place in a key; name what"
