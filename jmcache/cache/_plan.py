@@ -161,8 +161,10 @@ def check_callable(option: str, given: object) -> None:
 
 def check_validate(validate: object) -> None:
     """Raise TypeError for what cannot validate; before there is a value to be validated."""
+    if validate is None:
+        return
     ask = getattr(validate, "model_validate", None) or getattr(validate, "validate_python", None)
-    if validate is not None and not callable(ask or validate):
+    if not callable(ask or validate):
         raise TypeError(
             "validate: a callable, or a type with model_validate or validate_python;"
             f" not {type(validate).__name__}"

@@ -7,7 +7,6 @@ write   the same, mirrored
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from jmcache.cache._keeper import Hold
 from jmcache.cache._look import Kept, Key, Look
+from jmcache.cache._plan import check_validate
 from jmcache.circuit_breaker import CircuitBreaker
 from jmcache.deadline import Deadline
 from jmcache.envelope import Entry, Envelope
@@ -596,14 +596,8 @@ def _is_owed(error: RedisError) -> bool:
 
 
 def _check(value: Any, validate: Validate) -> None:
+    check_validate(validate)
     ask = getattr(validate, "model_validate", None) or getattr(validate, "validate_python", None)
-    if not callable(ask or validate):
-        raise TypeError(
-            "validate: a callable, or a type with model_validate or validate_python;"
-            f" not {type(validate).__name__}"
-        )
-    if inspect.iscoroutinefunction(ask or validate):
-        raise TypeError("validate: a plain function, not a coroutine function: nobody awaits it")
     try:
         accepted = (ask or validate)(value)
     except _NO as error:
