@@ -131,6 +131,19 @@ def test_who_joins_a_load_is_handed_the_old_value_in_time(
     assert leading.result(SOON_S) == "new"
 
 
+def test_a_fresh_value_stands_in_for_no_forced_load_that_is_late(
+    open_door: OpenDoor,  # noqa: F811
+) -> None:
+    """He asked for another one, and for no old value in its place."""
+    door = open_door(LocalCache())
+    assert door.set("k", "fresh")
+    slow = Loader("new", waits=True)
+    with pytest.raises(LoaderTimeoutError):
+        door.get_or_set("k", slow, force=True, loader_timeout=0.05)
+    slow.may_end.set()
+    wait_until(lambda: door.get("k") == "new")
+
+
 def test_a_limit_holds_though_no_thread_is_left_to_load_on() -> None:
     """A database that hangs takes all threads: the caller's own would be next."""
     cache = LocalCache()

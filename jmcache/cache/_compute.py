@@ -84,8 +84,10 @@ class Computation:
         plan = self._plan
         self._began = time.monotonic()
         own_names = names_loading()
-        blank: Looks = dict.fromkeys(keys, Look(Outcome.MISS))
-        looks = blank if plan.write_only else (yield from self._asking.look(keys))
+        if plan.write_only:
+            looks: Looks = dict.fromkeys(keys, Look(Outcome.MISS))
+        else:
+            looks = yield from self._asking.look(keys)
         results: Results = {}
         stale: Looks = {}
         missing: Looks = {}
@@ -111,8 +113,7 @@ class Computation:
 
     def _fly(self, missing: Looks) -> Steps[Results]:
         until, turns = Deadline(self._plan.lock_timeout), HOLDERS
-        limit_s = self._limit_s(missing)
-        limit = Deadline(limit_s)
+        limit = Deadline(self._limit_s(missing))
         mine = Crew()
         late: dict[Key, Flight] = {}  # waited for long enough
         waited_for: set[bytes] = set()  # those who hold the leases for them
@@ -150,7 +151,9 @@ class Computation:
                     again.append(key)  # or its leader gave up, or saw what was deleted since
                 missing = {}
                 for key, look in ((yield from self._asking.look(again)) if again else {}).items():
-                    if look.outcome is Outcome.HIT and not self._plan.computes_anyway:
+                    if (
+                        look.outcome is Outcome.HIT
+                    ):  # who computes anyway joins nobody, and is not here
                         results[key] = Landed.of(look)
                     else:
                         missing[key] = look
@@ -190,14 +193,14 @@ class Computation:
     def _limit_s(self, looks: Looks) -> float:
         """Seconds that the caller waits for a load at most."""
         plan = self._plan
-        fallback = all([self._is_fallback(look) for look in looks.values()])
+        fallback = all([look.is_within(plan.after_s) for look in looks.values()])
         limits = [plan.loader_timeout, plan.soft_timeout if fallback else None]
         return min([limit for limit in limits if limit is not None], default=_NO_LIMIT_S)
 
     def _instead(self, look: Look) -> Landed:
         """Return what stands in for a value that is not there in time, or raise."""
         self._shop.note("loader_timeout")
-        if self._is_fallback(look):
+        if look.is_within(self._plan.after_s):
             return Landed.of(look, Outcome.STALE)
         raise LoaderTimeoutError(
             f"loader_timeout: no value after {self._plan.loader_timeout} s; the load goes on"
@@ -311,9 +314,6 @@ class Computation:
             self._shop.note("refresh_failed")
         finally:
             self._leave(mine)
-
-    def _is_fallback(self, look: Look) -> bool:
-        return look.is_there and look.over_s <= self._plan.after_s
 
     def _is_early(self, look: Look) -> bool:
         """Is a value that is still fresh to be refreshed?

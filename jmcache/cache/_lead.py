@@ -304,7 +304,7 @@ class Lead:
             free = {key for key, look in looks.items() if look.holder is None or look.is_away}
             cooling = {key for key, look in looks.items() if look.holder == COOLING}
             for key in cooling:
-                if self._is_fallback(looks[key]):
+                if looks[key].is_within(self._plan.after_s):
                     self._land(key, Landed.of(looks[key], Outcome.STALE))
                     del looks[key]
             steal = cooling.intersection(looks)
@@ -411,9 +411,13 @@ class Lead:
         plan = self._plan
         may_cover = plan.may_cover(error)
         if may_cover:
-            cooled = [key for key in looks if key in self._held and self._is_fallback(looks[key])]
+            cooled = [
+                key for key in looks if key in self._held and looks[key].is_within(plan.after_s)
+            ]
             self._free(cooled, _COOL_S)
-        covered = may_cover and all([self._covers(look) for look in looks.values()])
+        covered = may_cover and all(
+            [look.is_within(plan.stale_if_error) for look in looks.values()]
+        )
         for key, look in looks.items():
             if covered:
                 self._land(key, Landed.of(look, Outcome.STALE))
@@ -505,15 +509,6 @@ class Lead:
         if look.outcome is not Outcome.HIT or self._plan.computes_anyway:
             return False
         return not before.is_there or (look.age_s or 0.0) < (before.age_s or 0.0)
-
-    def _covers(self, look: Look) -> bool:
-        """May what was found stand in for a load that failed?"""
-        stale_s = self._plan.stale_if_error
-        return stale_s > 0.0 and look.is_there and look.over_s <= stale_s
-
-    def _is_fallback(self, look: Look) -> bool:
-        """May what was found be handed out for some time after a load that failed?"""
-        return look.is_there and self._plan.after_s > 0.0 and look.over_s <= self._plan.after_s
 
 
 def _quietly(work: Callable[[], object]) -> None:

@@ -62,6 +62,10 @@ class Look(NamedTuple):
         """Seconds since it went stale, 0.0 while it is fresh."""
         return max(0.0, (self.age_s or 0.0) - self.ttl_s)
 
+    def is_within(self, seconds: float) -> bool:
+        """Is there a value that went stale no longer ago than that? None is for 0 seconds."""
+        return seconds > 0.0 and self.is_there and self.over_s <= seconds
+
     def told(self) -> Lookup:
         """Return what a caller is told of it."""
         return Lookup(self.outcome, self.value, self.age_s, self.reason)
