@@ -118,6 +118,10 @@ class Run:
         self.moves += 1
         self.trace.append(f"{self._names[me]}: {what}")
 
+    def is_played_here(self) -> bool:
+        """Is the calling thread an actor's, and not what another test left behind?"""
+        return threading.current_thread() in [worker.thread for worker in self.workers]
+
     def pause(self) -> None:
         """Go on after somebody else did something, or when nobody does."""
         seen, nights = self.moves, self._nights

@@ -7,6 +7,7 @@ is boarded or left, everybody else may do something.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -208,7 +209,15 @@ class World:
 @pytest.fixture(autouse=True)
 def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits end when what is waited for has come: no time goes by."""
-    monkeypatch.setattr(Flight, "wait", lambda flight, _: _join(flight))
+    wait = Flight.wait
+
+    def join(flight: Flight, deadline: Deadline) -> bool:
+        if not Current.run.is_played_here():
+            return wait(flight, deadline)
+        Current.run.point("is told", lambda: flight.ended)
+        return True
+
+    monkeypatch.setattr(Flight, "wait", join)
     monkeypatch.setattr(_steps, "time", Pauses)
 
 
@@ -216,17 +225,15 @@ class Pauses:
     """In place of the module."""
 
     @staticmethod
-    def sleep(_seconds: float) -> None:
-        Current.run.pause()
+    def sleep(seconds: float) -> None:
+        if Current.run.is_played_here():
+            Current.run.pause()
+        else:
+            time.sleep(seconds)
 
 
 class Current:
-    run: Run
-
-
-def _join(flight: Flight) -> bool:
-    Current.run.point("is told", lambda: flight.ended)
-    return True
+    run: Run = Run([], [], 0)  # until the first one
 
 
 Scene = Callable[[World], None]
