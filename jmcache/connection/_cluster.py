@@ -17,7 +17,7 @@ from jmcache.connection._node import Node
 from jmcache.connection._slots import Address, Redirected, key_slot
 from jmcache.connection._together import Part, Question, exchange
 from jmcache.connection._usage import PoolUsage
-from jmcache.connection._wire import CLUSTER_INFO, NUMBER, OK, VALUE, pack, pack_get, pack_set
+from jmcache.connection._wire import CLUSTER_INFO, OK, VALUE, pack_get, pack_set
 from jmcache.deadline import Deadline
 from jmcache.errors import (
     RedisClosedError,
@@ -105,16 +105,6 @@ class Cluster:
         """
         answers = self._many([_Errand(item[0], pack_set(*item), OK) for item in items], deadline)
         return [answer if isinstance(answer, RedisError) else None for answer in answers]
-
-    def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
-        """Remove *names*; return how many of them were there. Raises when one may still be."""
-        errands = [_Errand(name, pack(b"UNLINK", name), NUMBER) for name in names]
-        removed = 0
-        for answer in self._many(errands, deadline):
-            if isinstance(answer, RedisError):
-                raise answer
-            removed += answer
-        return removed
 
     def ask_each(self, commands: Sequence[Command], deadline: Deadline) -> list[Any]:
         """Carry out *commands*, at all nodes at the same time, in order for one name.

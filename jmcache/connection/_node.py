@@ -12,7 +12,6 @@ from jmcache.connection._pool import Pool
 from jmcache.connection._translate import ABSORBED, is_foreign, translate
 from jmcache.connection._usage import PoolUsage, Tally
 from jmcache.connection._wire import (
-    NUMBER,
     OK,
     PING,
     PONG,
@@ -114,11 +113,6 @@ class Node:
         packed = b"".join([pack_set(*item) for item in items])
         replies = self._exchange(packed, (OK,) * len(items), deadline)
         return [self.told(reply) if isinstance(reply, Exception) else None for reply in replies]
-
-    def delete(self, names: Sequence[bytes], deadline: Deadline) -> int:
-        """Remove *names*; return how many of them were there."""
-        removed: int = self.ask(pack(b"UNLINK", *names), NUMBER, deadline) if names else 0
-        return removed
 
     def ask_each(self, commands: Sequence[Command], deadline: Deadline) -> list[Any]:
         """Carry out *commands* in one round trip; return the reply to each, or why there is none.
