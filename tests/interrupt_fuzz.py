@@ -49,6 +49,18 @@ from jmcache.testing import PrivateServer
 LIMIT = 2  # connections, for four threads: the main one waits for its turn, too
 KEYS = [f"k{number:03}" for number in range(100)]  # written by everybody, deleted by nobody
 OWN = [f"own{number}" for number in range(10)]  # the main thread's alone
+# What a report has to say, whatever was done.
+NOTHING_LOST: dict[str, Any] = {
+    "wrong": 0,
+    "swallowed": [],
+    "threads_hung": 0,
+    "full_after_s": 0.0,  # as many calls at a time as there may be connections, all of them hits
+    "locks_held": [],
+    "permits": 0,
+    "miscounted": [],
+    "descriptors_leaked": 0,
+    "hiredis_used": [],
+}
 LATE = 8  # writes of one key that were interrupted, and may still land
 VERSIONS = itertools.count(1)
 
@@ -244,9 +256,9 @@ class Fuzz:
             "threads_hung": sum(thread.is_alive() for thread in threads),
             "in_use": self.cache.health().connections_in_use,
             "waiting": len(self.cache._connection._server.pool._waiters),
+            "miscounted": self.miscounted(),  # before the calls below, which nobody counted
             "back_s": self.wait_until(lambda: self.cache.get(KEYS[0]) is not None),
             "full_after_s": self.wait_until(lambda: self.parallel_calls() == LIMIT),
-            "miscounted": self.miscounted(),
             "locks_held": held_locks_of(self.cache),
             "permits": len(self.cache._breaker._moment.permits),
             "breaker_changes": self.cache._breaker._moment.epoch,

@@ -24,6 +24,7 @@ from jmcache import (
     RedisCacheFactory,
 )
 from jmcache.background import Background
+from jmcache.cache._keeper import Hold, Keeper
 from jmcache.testing import ManualClock, PrivateServer
 
 OpenDoor = Callable[[Cache], Door]
@@ -39,13 +40,9 @@ def cache(redis_server: PrivateServer) -> RedisCache:
     return made
 
 
-# Long loads -------------------------------------------------------------------------------------
-
-
-def test_a_load_that_takes_longer_than_a_lease_lasts_is_kept(
-    cache: RedisCache, redis_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would be computed by everybody, for ever: the slowest results need the cache most."""
+@pytest.fixture
+def renewed(cache: RedisCache, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Released whenever a lease of *cache* was renewed."""
     renewed = threading.Semaphore(0)
     renew = cache._stops.store.renew
 
@@ -54,6 +51,16 @@ def test_a_load_that_takes_longer_than_a_lease_lasts_is_kept(
         renewed.release()
 
     monkeypatch.setattr(cache._stops.store, "renew", note)
+    return renewed
+
+
+# Long loads -------------------------------------------------------------------------------------
+
+
+def test_a_load_that_takes_longer_than_a_lease_lasts_is_kept(
+    cache: RedisCache, redis_server: PrivateServer, renewed: threading.Semaphore
+) -> None:
+    """It would be computed by everybody, for ever: the slowest results need the cache most."""
 
     def load() -> str:
         for _ in range(5):  # renewed every third of a lease
@@ -67,17 +74,9 @@ def test_a_load_that_takes_longer_than_a_lease_lasts_is_kept(
 
 
 def test_a_delete_voids_a_lease_that_is_renewed(
-    cache: RedisCache, monkeypatch: pytest.MonkeyPatch
+    cache: RedisCache, renewed: threading.Semaphore
 ) -> None:
     """Renewed without a look at its token, it would be somebody else's, or come to life again."""
-    renewed = threading.Semaphore(0)
-    renew = cache._stops.store.renew
-
-    def note(*args: Any) -> None:
-        renew(*args)
-        renewed.release()
-
-    monkeypatch.setattr(cache._stops.store, "renew", note)
 
     def load() -> str:
         assert renewed.acquire(timeout=SOON_S)
@@ -88,6 +87,41 @@ def test_a_delete_voids_a_lease_that_is_renewed(
 
     assert cache.get_or_set("k", load) == "from before"
     assert cache.get("k") is None
+
+
+def test_a_lease_that_comes_while_the_keeper_looks_is_renewed_in_its_time() -> None:
+    """It slept until the longer lease before was due, and the shorter one had ended by then."""
+    renewing, go_on, short = threading.Event(), threading.Event(), threading.Event()
+
+    def renew(hold: Hold) -> None:
+        if hold.token == b"long":
+            renewing.set()
+            assert go_on.wait(SOON_S)
+            hold.every_s = 3600.0
+        else:
+            short.set()
+
+    keeper = Keeper(renew)
+    long = Hold([b"lease"], b"long", 0.03)
+    long.every_s = 3600.0  # after the first time
+    keeper.keep(long)
+    assert renewing.wait(SOON_S)
+    newcomer = Hold([b"other"], b"short", 0.03)
+    keeper.keep(newcomer)
+    go_on.set()
+    assert short.wait(SOON_S / 2), "nobody came for it"
+
+
+def test_a_lease_that_comes_while_the_keeper_sleeps_wakes_it() -> None:
+    """The same for one that comes a moment later."""
+    short = threading.Event()
+    keeper = Keeper(lambda hold: short.set() if hold.token == b"short" else None)
+    long = Hold([b"lease"], b"long", 3600.0)
+    keeper.keep(long)
+    wait_until(lambda: keeper._looks_at == long.due)
+    newcomer = Hold([b"other"], b"short", 0.03)
+    keeper.keep(newcomer)
+    assert short.wait(SOON_S / 2), "nobody came for it"
 
 
 def test_a_lease_is_kept_no_longer_than_its_load(cache: RedisCache) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import interrupter
 import pytest
 from scripted_server import Client, ScriptedServer, answering
 
@@ -614,3 +615,11 @@ def test_forks_under_traffic_hang_nobody_and_mix_nothing_up(
 ) -> None:
     """Gunicorn and Celery fork from whatever the process is doing at that moment."""
     fork_under_traffic(manager, 100)
+
+
+def test_no_python_code_runs_when_a_pool_goes() -> None:
+    """What a signal handler raised in redis-py's __del__ would be lost."""
+    loan: list[Pool] = [Pool(object, 1)]
+    with interrupter.Interrupter(0) as struck:
+        loan.clear()
+    assert not struck.done, struck.where

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from computing_kit import SOON_S
 
+from jmcache.aio import _driver
 from jmcache.deadline import Deadline
 from jmcache.flight import Crew, Flight, Flights
 
@@ -170,3 +172,20 @@ def test_a_flight_that_was_handed_on_lasts_with_its_new_crew() -> None:
     assert not flight.ended
     del others
     assert flight.ended
+
+
+def test_a_coroutine_waits_for_no_leader_that_was_torn_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody rings: it would wait as long as it may."""
+    monkeypatch.setattr(_driver, "_LOOK_AGAIN_S", 0.01)
+
+    async def use() -> bool:
+        crew = Crew()
+        flight = Flight(crew)
+        waiting = asyncio.ensure_future(_driver._join(flight, SOON_S))
+        await asyncio.sleep(0)
+        del crew
+        return await asyncio.wait_for(waiting, SOON_S / 2)
+
+    assert asyncio.run(use()) is True

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import redis
-from interrupt_fuzz import server_over
+from interrupt_fuzz import NOTHING_LOST, server_over
 from interrupter import Interrupt, Interrupter
 from live import held_locks_of, locks_of
 
@@ -345,17 +345,6 @@ def fuzz(*arguments: str) -> dict[str, Any]:
     return report
 
 
-NOTHING_LOST = {
-    "wrong": 0,
-    "swallowed": [],
-    "threads_hung": 0,
-    "full_after_s": 0.0,  # as many calls at a time as there may be connections, all of them hits
-    "locks_held": [],
-    "permits": 0,
-    "miscounted": [],
-    "descriptors_leaked": 0,
-    "hiredis_used": [],
-}
 AT_ONCE: dict[str, Any] = {"errors": [], "in_use": 0, "waiting": 0, "back_s": 0.0}
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from computing_kit import SOON_S, wait_until
 
-from jmcache import AsyncRedisCache, Cache, CacheSettings, Outcome, RedisCacheFactory
+from jmcache import AsyncRedisCache, Cache, CacheSettings, Outcome, RedisCacheFactory, invalidation
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisConnectionError
 from jmcache.invalidation import Journal
@@ -194,6 +194,22 @@ def test_while_something_owed_is_written_anew_redis_is_told_nothing(told: Told) 
             journal.forgive(owed)
         settling.result(SOON_S)
     assert told.calls == [("delete", (b"b",))]
+
+
+def test_a_turn_that_was_lost_holds_up_nobody(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler's exception tore its owner away: a lock would be held for good."""
+    monkeypatch.setattr(invalidation, "_TELL_WITHIN_S", SOON_S)
+    journal = Journal()
+    owe_deletes(journal, b"a")
+    turn = invalidation._Turn()
+    journal._wait_for(turn, SOON_S)
+    with ThreadPoolExecutor(1) as thread:
+        settling = thread.submit(journal.settle, told.delete, told.move)
+        with pytest.raises(TimeoutError):
+            settling.result(0.05)
+        del turn
+        settling.result(SOON_S / 2)
+    assert told.calls == [("delete", (b"a",))]
 
 
 def test_a_write_of_what_is_not_owed_waits_for_nobody(told: Told) -> None:

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from interrupt_fuzz import NOTHING_LOST
+
 from jmcache import CacheSettings, Outcome, RedisCache, RedisCacheFactory
 from jmcache.connection import waited_s
 from jmcache.testing import PrivateServer
@@ -259,19 +261,9 @@ def _complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
     if done.returncode:
         return [f"exit code {done.returncode}: {done.stderr[-2000:]}"]
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    must_be = {
-        "wrong": 0,
-        "swallowed": [],
-        "threads_hung": 0,
-        "full_after_s": 0.0,
-        "locks_held": [],
-        "permits": 0,
-        "descriptors_leaked": 0,
-        "hiredis_used": [],
-    }
     found = [
         f"seed {report['seed']}: {name} {report[name]}"
-        for name, value in must_be.items()
+        for name, value in NOTHING_LOST.items()
         if report[name] != value
     ]
     if report["back_s"] > 2.0:
