@@ -543,14 +543,23 @@ def test_a_coroutine_function_is_no_loader_of_the_plain_cache() -> None:
 
 
 def test_a_value_that_was_loaded_is_handed_out_though_no_thread_comes_free_in_time(
-    redis_server: PrivateServer,
+    redis_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All threads wait for a slow Redis: the caller got an error in place of his result."""
     settings = CacheSettings.from_url(redis_server.url, namespace="busy", operation_timeout=0.1)
     over = threading.Event()
+    cache = RedisCacheFactory.create_cache(settings)
+    packing: list[threading.Thread] = []
+    pack = cache._stops.pack
+
+    def watched(value: Any) -> bytes:
+        packing.append(threading.current_thread())
+        return pack(value)
+
+    monkeypatch.setattr(cache._stops, "pack", watched)
 
     async def use() -> None:
-        async with AsyncRedisCache(RedisCacheFactory.create_cache(settings), max_threads=1) as twin:
+        async with AsyncRedisCache(cache, max_threads=1) as twin:
 
             async def load() -> str:
                 twin._threads.begin(lambda: over.wait(SOON_S), Deadline(SOON_S))
@@ -559,5 +568,21 @@ def test_a_value_that_was_loaded_is_handed_out_though_no_thread_comes_free_in_ti
 
             assert await twin.get_or_set("k", load) == "value"
             assert over.is_set()
+
+    asyncio.run(use())
+    assert packing[0] is not threading.current_thread(), "the loop was held up for it"
+
+
+def test_a_value_that_was_loaded_is_handed_out_by_an_adapter_that_was_closed_meanwhile() -> None:
+    """There is no thread any more; what was computed is thrown away for nothing."""
+
+    async def use() -> None:
+        twin = AsyncRedisCache(LocalCache())
+
+        async def load() -> str:
+            twin._threads.close()
+            return "value"
+
+        assert await twin.get_or_set("k", load) == "value"
 
     asyncio.run(use())

@@ -508,3 +508,48 @@ def test_an_awaited_invalidation_is_never_lost(
     finally:
         redis_server.resume()
     wait_until(lambda: not len(journal))
+
+
+def _kept_busy(adapter: AsyncRedisCache) -> threading.Event:
+    """Have the one thread of *adapter* wait until the event that is returned."""
+    over = threading.Event()
+    adapter._threads.begin(lambda: over.wait(SOON_S), Deadline(SOON_S))
+    return over
+
+
+def test_an_awaited_delete_that_was_cancelled_is_still_carried_out(cache: Cache) -> None:
+    """Kept for later instead, it would be owed while Redis is well."""
+    assert cache.set("k", 1)
+
+    async def use() -> None:
+        adapter = AsyncRedisCache(cache, max_threads=1)
+        over = _kept_busy(adapter)
+        cancelled = asyncio.create_task(adapter.delete("k"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert len(cache._stops.journal) == 0
+        over.set()
+        await asyncio.to_thread(wait_until, lambda: cache.get("k") is None)
+        adapter._threads.close()
+
+    asyncio.run(use())
+
+
+def test_an_awaited_delete_whose_loop_ends_is_kept(cache: Cache) -> None:
+    """The worker shuts down with the delete in its queue: nobody else would know of it."""
+
+    async def use() -> tuple[AsyncRedisCache, threading.Event, asyncio.Task[bool]]:
+        adapter = AsyncRedisCache(cache, max_threads=1)
+        over = _kept_busy(adapter)
+        left = asyncio.create_task(adapter.delete("k"))
+        await asyncio.sleep(0)
+        return adapter, over, left
+
+    _hold_settling(cache)
+    adapter, over, left = asyncio.run(use())
+    over.set()
+    assert left.cancelled()
+    assert len(cache._stops.journal) == 1
+    adapter._threads.close()
