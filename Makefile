@@ -33,9 +33,9 @@ lint: .venv/.stamp-dev ## Check format, lint, types and layers
 	@$(python) -m mypy
 	@$(python) .venv/bin/lint-imports --no-logo
 
-bench: .venv/.stamp-test ## Measure, and print ratios (ARGS go to the benchmark)
+bench: .venv/.stamp-test ## Measure jmcache beside its peers, a quarter of an hour (ARGS="--quick", --write)
 	@.ci/server.sh
-	@$(python) tests/benchmarks/bench.py $(ARGS)
+	@PYTHONPATH=tests $(python) -m benchmarks.bench $(ARGS)
 
 faults-table: .venv/.stamp-test ## Run the fault matrix and write its table into docs/error_handling.md
 	@.ci/server.sh

@@ -16,6 +16,13 @@ PINNED = (
     "aiocache==0.12.3",
     "dogpile.cache==1.5.0",
     "django-redis==7.0.0",
+    "Django==5.2.19",
+    "cachelib==0.17.0",
+    "Flask-Caching==2.5.1",
+    # What jmcache itself needs, so that one process can measure all (benchmarks.bench).
+    "ujson==6.1.0",
+    "circuitbreaker==2.1.3",
+    "backoff==2.2.1",
 )
 PEERS = (
     "redis-py",
