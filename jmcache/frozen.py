@@ -2,8 +2,8 @@
 
 They are dicts, lists and sets to everybody who only reads: to isinstance, ``==``, iteration, JSON.
 What would change them raises TypeError. Copies are plain again: ``copy.deepcopy(value)`` is the
-way to one of your own, pickle and ``value.copy()`` give plain ones too. A slice, a sum or a union is
-plain, its elements are not.
+way to one of your own, and pickle gives plain ones. ``value.copy()``, a slice, a sum or a union is
+plain, too, while its elements are what they were.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _ChangeableError(Exception):
 
 def _refuse(self: Any, *_args: Any, **_named: Any) -> NoReturn:
     raise TypeError(
-        f"a cached {type(self).__base__.__name__} is read-only, because other callers have the"
+        f"a cached {type(self).__name__} is read-only, because other callers have the"
         " same one: change a copy, as copy.deepcopy(value) makes it"
     )
 
@@ -44,8 +44,8 @@ class FrozenDict(dict[Any, Any]):
 
     __slots__ = ()
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
     def __copy__(self) -> dict[Any, Any]:
         return dict(self)
@@ -62,9 +62,9 @@ class FrozenList(list[Any]):
 
     __slots__ = ()
 
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
     append = clear = extend = insert = _refuse
-    pop = remove = reverse = sort = _refuse  # type: ignore[assignment]
+    pop = remove = reverse = sort = _refuse
 
     def __copy__(self) -> list[Any]:
         return list(self)
@@ -81,7 +81,7 @@ class FrozenSet(set[Any]):
 
     __slots__ = ()
 
-    __iand__ = __ior__ = __isub__ = __ixor__ = _refuse  # type: ignore[assignment]
+    __iand__ = __ior__ = __isub__ = __ixor__ = _refuse
     add = clear = discard = pop = remove = update = _refuse
     difference_update = intersection_update = symmetric_difference_update = _refuse
 

@@ -153,10 +153,15 @@ class Coherence:
             if session == self._session and until > self.until:
                 self.until = until
 
-    def close(self) -> None:
-        """Listen no more. Nothing is handed out or kept until another session was extended."""
+    def close(self, session: int | None = None) -> None:
+        """Listen no more. Nothing is handed out or kept until another session was extended.
+
+        Args:
+            session: Do nothing if another one was opened since.
+        """
         with self.lock:
-            self._close()
+            if session is None or session == self._session:
+                self._close()
 
     # --------------------------------------------------------------------------------------------
 
@@ -195,9 +200,7 @@ class Coherence:
                 self._invalidate(writing.names)
         return reference
 
-    def _end_writing(
-        self, reference: weakref.ref[Writing] | None, names: Iterable[bytes]
-    ) -> None:
+    def _end_writing(self, reference: weakref.ref[Writing] | None, names: Iterable[bytes]) -> None:
         if self._caches:
             with self.lock:
                 self._invalidate(names)

@@ -1,4 +1,4 @@
-"""What a process keeps of Redis: true as long as it is handed out, bounded, and nobody's to change."""
+"""What a process keeps of Redis: true while it is handed out, bounded, and nobody's to change."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_an_entry_that_was_read_is_found(coherence, near):
 
 
 def test_a_token_from_before_an_invalidation_keeps_nothing(coherence, near):
-    """The value was on its way while another one took its place: it would stay for its whole TTL."""
+    """The value was on its way while another took its place: it would stay for its whole TTL."""
     token = coherence.begin()
     coherence.invalidate([name(1)])
     assert not near.insert(token, entry(1))
@@ -276,7 +276,9 @@ def test_replacing_and_forgetting_leave_nothing_behind(coherence, near, clock):
 
 def test_memory_stays_within_bounds_for_ten_thousand_entries():
     """Issue: 10,000 entries of 5 KB within 1.3 times the bytes stored, hot values included."""
-    rows = [{"job_id": f"job-{n:06}", "score": n / 7, "skills": ["python", "sql"]} for n in range(60)]
+    rows = [
+        {"job_id": f"job-{n:06}", "score": n / 7, "skills": ["python", "sql"]} for n in range(60)
+    ]
     body = repr(rows).encode()[:5000].ljust(5000)
     gc.collect()
     tracemalloc.start()
@@ -373,7 +375,9 @@ def test_readers_and_an_invalidator_do_not_trip_over_each_other(coherence, clock
         readers = [threads.submit(read, seed) for seed in range(4)]
         start.wait()
         for round_ in range(300):
-            coherence.invalidate([name(round_ % 100), TAG] if round_ % 10 == 0 else [name(round_ % 100)])
+            coherence.invalidate(
+                [name(round_ % 100), TAG] if round_ % 10 == 0 else [name(round_ % 100)]
+            )
         over.set()
         assert sum(reader.result(timeout=30) for reader in readers) >= 0
     coherence.invalidate([SPACE])
@@ -426,7 +430,7 @@ class World:
     def step(self) -> None:
         acts = [self.read, self.deliver] * 20 + [self.begin_read] * 8 + [self.go_on_reading] * 30
         acts += [self.write, self.own_write] * 2 + [self.ping] * 8 + [self.go_on_writing] * 24
-        acts += [self.move, self.own_move] + [self.random.choice([self.cut, self.stall])]
+        acts += [self.move, self.own_move, self.random.choice([self.cut, self.stall])]
         if self.session is None:
             acts += [self.listen] * 4
         self.random.choice(acts)()

@@ -95,6 +95,7 @@ def test_the_defaults_are_the_documented_ones():
         failure_rate_threshold=0.75, slow_call_threshold=None, slow_call_rate_threshold=0.5,
         rate_window=10.0, rate_min_calls=20,
         max_value_bytes=1048576, compress_above_bytes=16384, entry_secrets=(), max_entries=1000,
+        near=False, near_max_bytes=67_108_864, near_ttl=30.0, near_lag=0.1,
     )  # fmt: skip
 
 
@@ -149,6 +150,10 @@ def test_every_setting_has_a_rule_and_a_line_in_the_docstring():
          ["s" * 32, None, ("s" * 31,), ("s" * 1025,), ("s" * 32, ""), ("é" * 32,), ("s," * 16,),
           ("s " * 16,), ("s" * 32 + "\n",), (b"s" * 32,), {"s" * 32}]),
         ("max_entries", [1, 1000], [0, -1, True, 1.0, None]),
+        ("near", [False, True], [0, 1, "yes", None]),
+        ("near_max_bytes", [1, 2**31 - 1], [0, -1, 2**31, True, 1.0, None]),
+        ("near_ttl", [0.1, 30], [0, -1, math.nan, math.inf, True, "1", None]),
+        ("near_lag", [0.01, 0.1, 60], [0, 0.009, 61, math.nan, math.inf, True, "0.1", None]),
     ],
 )  # fmt: skip
 def test_each_setting_takes_its_range_and_names_itself_beyond(name, good, bad):
@@ -186,6 +191,7 @@ def test_an_empty_user_or_password_is_none():
         ({"tls_check_hostname": False}, "tls_check_hostname"),
         ({"tls": True, "tls_keyfile": "/key.pem"}, "tls_keyfile"),
         ({"tls": True, "unix_socket_path": "/run/redis.sock"}, "tls"),
+        ({"near": True, "cluster": True}, "near"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, named):
@@ -296,8 +302,10 @@ def test_settings_share_connections_unless_they_connect_in_another_way(name):
         "namespace": "other", "schema_version": 2, "ttl": 1.0, "ttl_jitter": 0.0,
         "compress_above_bytes": 1, "entry_secrets": ("s" * 32,),
         "lock_timeout": 1.0, "max_outage_loads": 1,
+        "near": True, "near_max_bytes": 1, "near_ttl": 1.0,
     }  # fmt: skip
     per_connection = {
+        "near_lag": 1.0,
         "max_value_bytes": 1, "max_entries": 1,
         "host": "other", "port": 1, "db": 1, "username": "u", "password": "p",
         "unix_socket_path": "/x", "tls": True, "memory": True, "operation_timeout": 1.0,
@@ -738,13 +746,15 @@ def test_every_setting_that_is_no_endpoint_has_a_variable():
         "tls_check_hostname": "no", "tls_verify": "no", "entry_secrets": "s" * 32,
         "cluster": "yes", "cluster_nodes": "other:7000",
         "lock_timeout": "16", "max_outage_loads": "18",
+        "near_max_bytes": "19", "near_ttl": "20", "near_lag": "21",
     }  # fmt: skip
     with_sentinels = {
         "sentinels": "s:26379", "sentinel_master": "m", "sentinel_username": "u",
         "sentinel_password": "p",
     }  # fmt: skip
     endpoint = {"host", "port", "db", "username", "password", "unix_socket_path", "tls", "memory"}
-    assert set(texts_of) | set(with_sentinels) | endpoint == set(RULES)
+    assert {*texts_of, *with_sentinels, *endpoint, "near"} == set(RULES)
+    assert CacheSettings.from_env({"JMCACHE_NEAR": "yes"}).near is True  # not with a cluster
     variables = {f"JMCACHE_{name.upper()}": text for name, text in with_sentinels.items()}
     settings = CacheSettings.from_env(variables)
     assert {name: getattr(settings, name) for name in with_sentinels} == with_sentinels

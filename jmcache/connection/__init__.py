@@ -17,6 +17,9 @@ _sentinel    the master that sentinels watch
 _look_up     what is asked of somebody else before, within the deadline
 _resolver    a name to addresses
 _credentials who we are, when it may change
+_tracking    whether somebody listens to what changes in Redis
+_listening   a connection that does
+_pushes      what Redis says by itself
 _wire        commands
 _replies     replies, strictly
 _translate   their errors into ours

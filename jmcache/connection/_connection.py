@@ -100,6 +100,13 @@ class Connection:
         self._sock.begin(deadline)
         return self._replies.read(asked)
 
+    # Not an exchange at all, for whoever listens.
+
+    def open_stream(self, deadline: Deadline) -> DeadlineSocket:
+        """Connect and log in; return the socket, on which anything may be said from now on."""
+        self._open(deadline)
+        return self._sock
+
     def disconnect(self) -> None:
         """Close it, without a word to the server in a forked child. Idempotent."""
         self._sock.close(shut_down=os.getpid() == self._process)

@@ -83,6 +83,10 @@ class Node:
         """Its connections."""
         return self._pool
 
+    def new_connection(self) -> Any:
+        """Return a connection beside the pool's, made as they are; not connected yet."""
+        return self._pool.connection_class(**self._pool.connection_kwargs)
+
     def get(self, name: bytes, deadline: Deadline) -> bytes | None:
         """Return what is stored under *name*, or None."""
         value: bytes | None = self.ask(pack_get(name), VALUE, deadline)

@@ -78,6 +78,11 @@ class DeadlineSocket:
             return False
         return self._tls is None or not self._tls.unread
 
+    @property
+    def holds_more(self) -> bool:
+        """True when more came from the wire than was read, so that a poll would not tell of it."""
+        return self._tls is not None and self._tls.unread
+
     def has_surplus(self) -> bool:
         """True when there is something to read that is not its end. TLS's own words are not."""
         if self._sock is None:

@@ -65,6 +65,9 @@ _PER_CACHE = (
     "entry_secrets",
     "lock_timeout",
     "max_outage_loads",
+    "near",
+    "near_max_bytes",
+    "near_ttl",
 )
 LONGEST_TTL_S = TEN_YEARS_S
 _TTL = Seconds(LONGEST_TTL_S)
@@ -168,6 +171,12 @@ class CacheSettings:
             those wait for it; above 0, at most a day.
         max_outage_loads: Loads that may run at one time in a process while Redis is away, for
             each namespace, 1 or more.
+        near: Keep entries in this process too, and have Redis tell what changes; see
+            docs/near_cache.md. Not with a cluster; *memory* is in this process anyway.
+        near_max_bytes: Bytes that those may take in each process, 1 or more.
+        near_ttl: Seconds that each of them is kept at most, above 0, at most ten years.
+        near_lag: Seconds that what is kept may be behind Redis, 0.01 to 60; what this process
+            itself writes is never behind.
 
     Raises:
         RedisConfigurationError: A setting cannot work. A ValueError too.
@@ -216,6 +225,10 @@ class CacheSettings:
     max_entries: int = 1_000
     lock_timeout: float = 10.0
     max_outage_loads: int = 32
+    near: bool = False
+    near_max_bytes: int = 67_108_864
+    near_ttl: float = 30.0
+    near_lag: float = 0.1
 
     def __post_init__(self) -> None:
         for name in RULES:
@@ -246,6 +259,10 @@ class CacheSettings:
         elif self.unix_socket_path is not None:
             raise RedisConfigurationError(
                 "cluster: not over a unix socket, which leads to one node"
+            )
+        elif self.near:
+            raise RedisConfigurationError(
+                "near: not with a cluster, each of whose nodes tells of its own names only"
             )
         elif self.db != 0:
             raise RedisConfigurationError(f"db: 0, a cluster has no other; not {self.db}")

@@ -83,19 +83,22 @@ class Whole:
 
 @dataclass(frozen=True)
 class Seconds:
-    """A duration above 0."""
+    """A duration above 0, and not below *least*."""
 
     most: int
     secret: bool = False
+    least: float = 0.0
 
     @property
     def wants(self) -> str:
+        if self.least:
+            return f"seconds as a number from {self.least} to {self.most}"
         return f"seconds as a number above 0, at most {self.most}"
 
     def holds(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
-        return 0 < value <= self.most
+        return 0 < value <= self.most and value >= self.least
 
     def normal(self, value: Any) -> float:
         return float(value)
@@ -363,6 +366,11 @@ RULES: Mapping[str, Rule] = {
     "max_entries": Whole(1),
     "lock_timeout": Seconds(_ONE_DAY_S),
     "max_outage_loads": Whole(1),
+    "near": Flag(),
+    "near_max_bytes": Whole(1),
+    "near_ttl": Seconds(TEN_YEARS_S),
+    # A PING goes out 2.5 times in it, and its answer has to come back: less is no near cache.
+    "near_lag": Seconds(60, least=0.01),
 }
 
 
