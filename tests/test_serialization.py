@@ -16,12 +16,14 @@ import sys
 import threading
 import time
 import traceback
+import tracemalloc
 import types
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
+from unittest import mock
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -33,7 +35,7 @@ from jmcache.errors import (
     RedisCorruptEntryError,
     RedisSerializationError,
 )
-from jmcache.serialization import RedisSerializer
+from jmcache.serialization import RedisSerializer, _kinds, _marking
 
 SECRET = "s3cret-value"
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -253,6 +255,84 @@ def test_every_value_comes_back_with_the_same_types_and_values(value):
     assert image(value) == before
 
 
+# Columns and looking ahead are for larger values than anyone can draw: here they start at once.
+EARLY = {"_ROWS": 1, "_CELLS": 1, "_MANY": 1}
+
+
+@patient
+@given(values | st.lists(st.fixed_dictionaries({"id": leaves, "tags": values}), min_size=1))
+@example([{"when": dt.datetime(2026, 1, 1)}, {"when": None}])
+@example([{"a": 1, "b": [1]}, {"a": 1, "b": [(1,)]}])
+@example([{"a": 1, "b": [[]]}, {"a": 1, "b": [{2: 3}]}])
+@example([{"a": 1, "b": 2}, {"b": 1, "a": 2}])
+@example([{"a": NAN, "b": [NAN]}] * 2)
+@example([{str(key): key for key in range(width)} for width in (19, 19)])
+def test_rows_of_every_kind_come_back_with_the_same_types_and_values(value):
+    """They are written by columns, and a match must not get another match's date."""
+    before = image(value)
+    with mock.patch.multiple(_marking, **EARLY):
+        body = SHARED.serialize(value)
+    assert image(SHARED.deserialize(body)) == before
+    assert image(value) == before
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [dt.datetime(2026, 1, 1, hour, tzinfo=dt.UTC) for hour in range(24)],
+        [dt.datetime(2026, 1, 1, hour) for hour in range(24)],
+        [dt.date(2026, 1, day) for day in range(1, 25)],
+        [Decimal(number) / 8 for number in range(24)],
+        [uuid.UUID(int=number) for number in range(24)],
+    ],
+    ids=["utc", "naive", "date", "decimal", "uuid"],
+)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        0,
+        dt.datetime(2026, 1, 1, tzinfo=dt.timezone(dt.timedelta(0), "named")),
+        dt.datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")),
+        dt.datetime(2026, 1, 1, tzinfo=dt.UTC, fold=1),
+        dt.datetime(2026, 1, 1, fold=1),
+        dt.datetime(2026, 1, 1),
+        uuid.UUID(int=7, is_safe=uuid.SafeUUID.unsafe),
+        Decimal("sNaN"),
+        [Decimal(1)],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("place", [0, 5, 23])
+def test_one_odd_value_in_a_column_of_one_kind_stays_what_it_is(serializer, column, odd, place):
+    """All are written with one mark as long as all are of one kind; UTC by another name is none."""
+    rows = [{"id": number, "a": 0, "b": 0, "it": it} for number, it in enumerate(column)]
+    assert b'"rows"' in serializer.serialize(rows)
+    assert comes_back(serializer, rows)
+    rows[place]["it"] = odd
+    assert comes_back(serializer, rows)
+
+
+def test_ids_that_were_read_before_are_handed_out_again(serializer):
+    """The hottest results are read a thousand times; their ids need not be made anew."""
+    body = serializer.serialize([uuid.UUID(int=4711)])
+    assert serializer.deserialize(body)[0] is serializer.deserialize(body)[0]
+
+
+def test_ids_and_times_that_were_read_before_take_bounded_memory(serializer, monkeypatch):
+    """A worker reads millions of ids in its life."""
+    monkeypatch.setattr(_kinds, "_REMEMBERED", 10)
+    memos = [_kinds.DECODERS[tag]._values for tag in ("uuid", "utc", "naive")]
+    for number in range(100):
+        moment = dt.datetime(2026, 1, 1) + dt.timedelta(number)
+        assert comes_back(
+            serializer, [uuid.UUID(int=number), moment, moment.replace(tzinfo=dt.UTC)]
+        )
+    assert all(1 <= len(memo) <= 10 for memo in memos)
+    assert comes_back(serializer, [uuid.UUID(int=number) for number in range(100)])
+    assert len(memos[0]) <= 10
+
+
 def test_floats_of_every_bit_pattern_come_back():
     """Scores are floats: one wrong last digit reorders matches."""
     bits = random.Random(1)
@@ -382,6 +462,33 @@ GOLDEN: list[tuple[bytes, Any]] = [
 ]
 
 
+TWELVE = range(12)
+GOLDEN += [
+    (
+        b't[[["id","at","0","1","2","3","4","tags"],['
+        + b",".join(b'"%x"' % number for number in TWELVE)
+        + b"],["
+        + b",".join([b"1795392000000000"] * 12)
+        + (b"],[" + b",".join([b"0"] * 12)) * 5
+        + b"],["
+        + b",".join([b'["a"]'] * 12)
+        + b']],["rows",[1,["*","uuid"],2,["*","utc"]]]]',
+        [
+            {"id": uuid.UUID(int=number), "at": dt.datetime(2026, 11, 23, tzinfo=dt.UTC)}
+            | {str(key): 0 for key in range(5)}
+            | {"tags": ["a"]}
+            for number in TWELVE
+        ],
+    ),
+    (
+        b't[{"rows":[["0","1","2","3","4","5","6","7"]'
+        + (b",[" + b",".join([b"0"] * 12) + b"]") * 8
+        + b']},{"rows":"rows"}]',
+        {"rows": [{str(key): 0 for key in range(8)} for _ in TWELVE]},
+    ),
+]
+
+
 @pytest.mark.parametrize(("body", "value"), GOLDEN)
 def test_the_format_never_changes_between_versions(serializer, body, value):
     """In a rolling deploy each version reads what the other writes; neither may misread it."""
@@ -483,10 +590,16 @@ def test_what_would_come_back_different_is_refused_wherever_it_is(serializer, st
         [dt.date.max, stranger],
         Match(stranger),
         Slotted(inner=[stranger]),
+        [{"a": 1, "b": []}] * 50 + [{"a": stranger, "b": []}],
+        [{"a": 1, "b": []}] * 50 + [{"a": 1, "b": [stranger]}],
+        [{"a": stranger, "b": 1}] * 50,
+        [[1]] * 9 + [[stranger]],
+        {key: [{"a": [1]}, {"a": [stranger]}] for key in "abcdefgh"},
     ]
     if is_hashable(stranger):
         places += [{stranger}, frozenset({stranger}), {stranger: 1}, {"b": 1, stranger: 1}]
         places += [[{"b": 1, "c": 1}, {"b": 1, stranger: 1}], Match({stranger: 1})]
+        places += [[{"b": 1, stranger: 1}] * 50, [[{"b": 1}]] * 9 + [[{stranger: 1}]]]
     for value in places:
         error = refusal_of(serializer, value)
         assert error.reason == "unserializable"
@@ -500,6 +613,10 @@ def test_a_key_that_equals_text_but_is_none_is_refused_among_rows_with_text(seri
     refusal_of(serializer, rows)
     registered = [{"skills": 1, "b": 2}, {Field.SKILLS: 1, "b": 2}]
     assert comes_back(serializer, registered)
+    plain = [{"a": 1, "b": 2}, {"skills": 1, "b": 2}] * 50
+    refusal_of(serializer, plain[::2] + rows[1:])
+    assert comes_back(serializer, plain[1::2] + registered[1:])
+    assert comes_back(serializer, {"x": plain[1::2], "y": {str(n): registered for n in range(9)}})
 
 
 # By number: hypothesis prints what it samples from, and some of these do not print.
@@ -517,12 +634,13 @@ odd_values = st.recursive(
 
 
 @patient
-@given(odd_values)
-def test_odd_things_in_any_structure_are_refused_or_come_back_the_same(value):
+@given(odd_values, st.sampled_from([{"_ROWS": 8}, EARLY]))
+def test_odd_things_in_any_structure_are_refused_or_come_back_the_same(value, early):
     """There is no third way for a value, however it is put together."""
     reason = ""
     try:
-        body = SHARED.serialize(value)
+        with mock.patch.multiple(_marking, **early):
+            body = SHARED.serialize(value)
     except RedisSerializationError as error:
         reason = error.reason
     assert reason in ("", "unserializable")
@@ -547,6 +665,12 @@ def test_odd_things_in_any_structure_are_refused_or_come_back_the_same(value):
         ({"at": dt.datetime(2026, 1, 1, tzinfo=OwnZone())}, "at.tzinfo", f"{__name__}.OwnZone"),
         ({"n": [1, 10**DIGITS]}, "n[1]", "int"),
         ({"n": {10**DIGITS: NAN}}, "n{key}", "int"),
+        ({"m": [{"a": 1, "b": 1}] * 50 + [{"a": 1, "b": (1j,)}]}, "m[50].b[0]", "complex"),
+        (
+            [{"x": 1, "candidate-42": 1}] * 50 + [{"x": 1, "candidate-42": 1j}],
+            "[50][<str>]",
+            "complex",
+        ),
     ],
 )
 def test_a_refusal_says_where_and_which_type(serializer, value, path, type_name):
@@ -591,6 +715,7 @@ WRAPS = {
     "frozenset": lambda inner: frozenset({inner}),
     "dataclass": lambda inner: Match(inner),
     "row": lambda inner: [{"a": inner, "b": 1}],
+    "table": lambda inner: [{"a": inner, "b": 1}] + [{"a": 1, "b": 1}] * 50,
 }
 
 
@@ -607,6 +732,17 @@ def test_values_of_the_greatest_depth_come_back_and_deeper_ones_are_refused(wrap
         error = refusal_of(serializer, nested(wrap, depth))
         assert error.reason == "too_deep"
         assert len(str(error)) < 500
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_list_in_a_column_counts_for_the_depth_as_it_does_in_a_row(limit):
+    """Columns are how a value is written; what may be written does not depend on it."""
+    serializer = RedisSerializer(max_depth=limit)
+    value = [{"a": 1, "b": [1]} for _ in range(60)]
+    if limit == 3:
+        assert comes_back(serializer, value)
+    else:
+        assert refusal_of(serializer, value).reason == "too_deep"
 
 
 def test_what_contains_itself_is_refused(serializer):
@@ -633,6 +769,14 @@ def test_lists_that_double_themselves_are_refused_in_no_time(serializer):
             value = wrap(value)
         assert refusal_of(serializer, value).reason == "too_large"
     assert refusal_of(serializer, big).reason == "too_large"
+    wide = [dict.fromkeys(map(str, range(1000)), 0)] * 100_000
+    lists = [[0] * 1000] * 100_000
+    for value in (wide, lists, [{"a": lists[0], "b": 0}] * 100_000):
+        tracemalloc.start()
+        assert refusal_of(serializer, value).reason == "too_large"
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 50_000_000
 
 
 @pytest.mark.parametrize("fill", ["x", "é", "\U0001f600"])
@@ -658,6 +802,12 @@ def test_the_size_limit_is_exact_both_ways(fill):
         {number: {number: 0} for number in range(300)},
         {str(number): {0: [0, {0: 0}]} for number in range(100)},
         [(0, {0: (0, 0)})] * 100,
+        [{"": 0, "a": (0,)}] * 100,
+        [{"": [], "a": dt.date.min}] * 100,
+        [{"": [{"": 0}] * 100}] * 100,
+        [{"": [{"": [0]}]}] * 100,
+        [[[0]]] * 100,
+        {str(number): [[]] for number in range(100)},
     ],
 )
 def test_no_value_is_called_too_large_that_fits(value):
@@ -746,7 +896,7 @@ def test_damaged_bodies_are_a_value_or_corrupt_and_nothing_else(value, chance):
 
 TAGS = (
     "utc naive datetime date time timedelta uuid uuid-safety decimal bytes float tuple set "
-    "frozenset dict @Level @Perm @Match @no"
+    "frozenset dict rows @Level @Perm @Match @no"
 )
 tags = st.sampled_from(TAGS.split())
 trees = st.recursive(
@@ -784,6 +934,9 @@ marks = st.recursive(
 @example("aa", "float")
 @example("1e999999999999999999999", "decimal")
 @example([[]], "set")
+@example([], "rows")
+@example([["a"], ["b"]], "rows")
+@example([["a"], [[1]]], ["rows", [1, ["*", "set"]]])
 @example([[], 1], "dict")
 @example([1, 1], "set")
 @example([1, 2, 1, 3], "dict")
@@ -844,7 +997,21 @@ DEEP = b"[%b1%b,%b0%b]" % (b"[" * 1000, b"]" * 1000, b'["*",' * 1000, b"]" * 100
         b't["-1","uuid"]',
         b't[1.5,"decimal"]',
         b't[[0,[1],0],"decimal"]',
+        b't["%033x","uuid"]' % 7,
         b't["AP 8=","bytes"]',
+        b't[[],"rows"]',
+        b't[[[]],"rows"]',
+        b't[["a",[1]],"rows"]',
+        b't[[["a"]],"rows"]',
+        b't[[["a"],1],"rows"]',
+        b't[[["a"],"x"],"rows"]',
+        b't[[[1],[1]],"rows"]',
+        b't[[["a","a"],[1],[1]],"rows"]',
+        b't[[["a","b"],[1],[1,2]],"rows"]',
+        b't[[["a"],[1],[2]],"rows"]',
+        b't[{"a":[1]},"rows"]',
+        b't[[["1","2","3","4"],[1],[],[],[]],"rows"]',
+        b't[[["1","2","3","4","5","6","7","8"],[],[],[],[],[],[],[]],"rows"]',
         b't["00","float"]',
         b't[[1],"@Match"]',
         b"t" + DEEP,

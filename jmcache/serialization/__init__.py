@@ -9,7 +9,8 @@ looked at before ujson sees it, and what JSON does not know is kept beside the J
     body    t[tree,marks]         or, for a value that is plain JSON anyway:      j{"score":0.5}
 
 A value cannot imitate a mark, whatever it looks like, because the tree is never searched for any.
-Reading costs what ujson costs, and then only as much as there are typed values.
+Reading costs what ujson costs, and then only as much as there are typed values. Many dicts with the
+same keys, such as matches, are written by columns: see _marking.
 
     _refusal   the way to what cannot be written
     _kinds     one payload and back for each typed scalar

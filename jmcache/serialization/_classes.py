@@ -8,7 +8,8 @@ import inspect
 from typing import Any
 
 from jmcache.serialization import _marking
-from jmcache.serialization._marking import Decoder, Encoder, Marker, tagged
+from jmcache.serialization._kinds import Decoder, each
+from jmcache.serialization._marking import Encoder, Marker, tagged
 from jmcache.serialization._refusal import Refusal, type_name
 
 _SIGIL = "@"  # no tag of ours begins with it, so no class can take the place of one
@@ -58,7 +59,7 @@ def _enum(cls: Any, tag: str) -> tuple[Encoder, Decoder]:
             raise Refusal("unserializable", cls, "not one of the named members")
         return value._name_, tag
 
-    return encode, members.__getitem__
+    return encode, each(members.__getitem__)
 
 
 def _flag(cls: Any, tag: str) -> tuple[Encoder, Decoder]:
@@ -83,7 +84,7 @@ def _flag(cls: Any, tag: str) -> tuple[Encoder, Decoder]:
             raise Refusal("unserializable", cls, "has bits without a name")
         return names, tag
 
-    return encode, decode
+    return encode, each(decode)
 
 
 def _dataclass(cls: type, tag: str) -> tuple[Encoder, Decoder]:
@@ -109,7 +110,7 @@ def _dataclass(cls: type, tag: str) -> tuple[Encoder, Decoder]:
                 raise ValueError("its constructor changes what it is given")
         return value
 
-    return encode, decode
+    return encode, each(decode)
 
 
 def _check_dataclass(cls: type) -> None:

@@ -6,33 +6,46 @@ A mark says what the place of the same shape in the tree needs:
     ["set", mark]             the same, once what is inside the payload has been seen to
     {"posted": mark, ...}     a dict: these of its values
     [0, mark, 7, mark]        a list: these of its elements
-    ["*", mark]               a list: all of its elements, as in a list of matches
+    ["*", mark]               a list: all of its elements
+
+and for matches, which are dicts with the same keys in the same order:
+
+    value   [{"id": 7, "at": datetime(...)}, {"id": 8, "at": datetime(...)}, ...]
+    tree    [["id", "at"], [7, 8, ...], [1795392000000000, 1795392000000000, ...]]
+    mark    ["rows", [2, ["*", "utc"]]]
+
+Columns take a third less room, as each key is there once, and are looked at at C's speed.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping
+from gc import get_referents
 from itertools import chain
 from typing import Any
 
 from jmcache.serialization import _kinds
+from jmcache.serialization._kinds import Decoder, each
 from jmcache.serialization._refusal import Refusal, step
 
 _ALL = "*"
+_ROWS = 8  # dicts with the same keys that are worth columns, ...
+_CELLS = 96  # ... and values in them: fewer are read sooner one by one
+_MANY = 8  # containers beside one another that are worth a look ahead
+_AHEAD = 4  # levels of it: what a walk meets again at each level, it has looked at that often
 _ONE_HASH = 100  # elements with the same one; by chance there are hardly two
 
 # What is its own payload. In a careful walk numbers are looked at one by one.
 _LEAVES = frozenset({str, int, float, bool, type(None)})
 _CAREFUL_LEAVES = frozenset({str, bool, type(None)})
-_PLAIN = frozenset({*_LEAVES, list})
+_CONTAINERS = frozenset({dict, list})
 _TEXT = frozenset({str})
 _DICTS = frozenset({dict})
 _LISTS = frozenset({list})
 
 # (walk, value, depth) -> (payload, mark)
 Encoder = Callable[["Marker", Any, int], tuple[Any, Any]]
-Decoder = Callable[[Any], Any]
 
 
 class Marker:
@@ -82,6 +95,10 @@ class Marker:
         if not _TEXT.issuperset(map(type, value)):
             return self._mark_pairs(value, depth)
         leaves = self._leaves
+        if leaves.issuperset(map(type, value.values())):
+            return value, None
+        if len(value) >= _MANY and self._is_plain(list(value.values()), depth):
+            return value, None
         encoders = self._encoders
         copy = None
         marks: dict[str, Any] = {}
@@ -115,7 +132,12 @@ class Marker:
         """For a list, or the elements of something else; *where* writes the step to the n-th."""
         self._enter(value, depth)
         leaves = self._leaves
-        if leaves.issuperset(map(type, value)) or self._is_plain_table(value, depth):
+        kinds = set(map(type, value))
+        if leaves.issuperset(kinds):
+            return value, None
+        if kinds == _DICTS and (table := self._mark_table(value, depth + 1)) is not None:
+            return table
+        if len(value) >= _MANY and self._is_plain(value, depth):
             return value, None
         encoders = self._encoders
         copy = None
@@ -144,23 +166,80 @@ class Marker:
             return copy, [_ALL, marks[1]]
         return copy, marks
 
-    def _is_plain_table(self, rows: list[Any], depth: int) -> bool:
-        """Are these dicts of plain values and of flat lists, as plain matches are?
+    def _mark_table(self, rows: list[dict[Any, Any]], depth: int) -> tuple[Any, Any] | None:
+        """For dicts at *depth* with the same keys in the same order; else, or if few, None."""
+        keys = list(rows[0])
+        size = len(keys) * len(rows)
+        if len(rows) < _ROWS or size < _CELLS or size > self._room or depth > self._max_depth:
+            return None
+        if sum(map(len, rows)) != size:
+            return None
+        # A dict refers to its keys, too, unless all are plain text, which leads nowhere.
+        if len(get_referents(*rows)) != size or list(chain.from_iterable(rows)) != keys * len(rows):
+            return None
+        leaves = self._leaves
+        table: list[Any] = [keys]
+        marks: list[Any] = []
+        leaf_columns = 0
+        for place, column in enumerate(zip(*map(dict.values, rows), strict=True), 1):
+            kinds = set(map(type, column))
+            if leaves.issuperset(kinds):
+                leaf_columns += 1
+                table.append(column)
+                continue
+            payload, mark = self._mark_column(keys[place - 1], column, kinds, depth)
+            table.append(payload)
+            if mark is not None:
+                marks += (place, mark)
+        self._take(leaf_columns * len(rows))
+        return table, tagged("rows", marks or None)
 
-        Only a shortcut, at C's speed and for the value that is cached most: True spares the walk.
+    def _mark_column(
+        self, key: str, column: tuple[Any, ...], kinds: set[type], depth: int
+    ) -> tuple[Any, Any]:
+        if len(kinds) == 1:
+            if (encode := _kinds.COLUMNS.get(type(column[0]))) is not None:
+                payloads, tag = encode(column)
+                if len(payloads) == len(column):
+                    self._take(len(column))
+                    return payloads, [_ALL, tag]
+            elif kinds == _LISTS and self._are_flat(column, depth + 1):
+                return column, None
+        return self.mark_list(list(column), depth, lambda place: f"[{place}]{step(key)}")
+
+    def _are_flat(self, lists: tuple[list[Any], ...], depth: int) -> bool:
+        """Are these lists, at *depth*, lists of leaves? Counts them and their elements if so."""
+        size = len(lists) + sum(map(len, lists))
+        if depth > self._max_depth or size > self._room:
+            return False
+        if not self._leaves.issuperset(map(type, chain.from_iterable(lists))):
+            return False
+        self._take(size)
+        return True
+
+    def _is_plain(self, nodes: list[Any], depth: int) -> bool:
+        """Are these, which are at *depth*, and all inside them plain? False if it takes long.
+
+        Only a shortcut, at C's speed, level by level: True spares the walk.
         """
         leaves = self._leaves
-        if type(rows[0]) is not dict or not _PLAIN.issuperset(map(type, rows[0].values())):
-            return False
-        if not _DICTS.issuperset(map(type, rows)) or depth + 2 > self._max_depth:
-            return False
-        lists = [item for row in rows for item in row.values() if type(item) not in leaves]
-        if not _LISTS.issuperset(map(type, lists)):
-            return False
-        self._take(sum(map(len, rows)) + sum(map(len, lists)))
-        return _TEXT.issuperset(map(type, chain.from_iterable(rows))) and leaves.issuperset(
-            map(type, chain.from_iterable(lists))
-        )
+        taken = 0
+        for below in range(depth + 1, depth + 1 + _AHEAD):
+            kinds = set(map(type, nodes)) - leaves
+            if not kinds:
+                self._take(taken)
+                return True
+            if not _CONTAINERS.issuperset(kinds) or below > self._max_depth:
+                return False
+            containers = [node for node in nodes if type(node) not in leaves]
+            size = sum(map(len, containers))
+            taken += size
+            if taken > self._room:
+                return False
+            nodes = get_referents(*containers)
+            if len(nodes) != size:  # keys that are no plain text, as above
+                return False
+        return False
 
     def _mark_pairs(self, value: dict[Any, Any], depth: int) -> tuple[Any, Any]:
         """For a dict with a key that is not text: keys and values in turn, in one list."""
@@ -201,12 +280,12 @@ def tagged(tag: str, mark: Any) -> Any:
 def restore(nodes: list[Any], mark: Any, decoders: Mapping[str, Decoder]) -> list[Any]:
     """Return the values of *nodes*, which all have this mark. Changes them in place.
 
-    Column by column, such as all the dates of all matches, so that a decoder runs in a map().
+    Column by column, such as all the dates of all matches, as decoders take them.
     For marks that are not ours, raises what unpacking, indexing and decoders raise.
     """
     kind = type(mark)
     if kind is str:
-        return list(map(decoders[mark], nodes))
+        return decoders[mark](nodes)
     if kind is dict:
         places = mark.items()
     elif mark[0] == _ALL:
@@ -217,7 +296,7 @@ def restore(nodes: list[Any], mark: Any, decoders: Mapping[str, Decoder]) -> lis
         return nodes
     elif type(mark[0]) is str:
         tag, inner = mark
-        return list(map(decoders[tag], restore(nodes, inner, decoders)))
+        return decoders[tag](restore(nodes, inner, decoders))
     else:
         # Each place once: a short body that names one place often could keep us busy for long.
         order = mark[::2]
@@ -225,7 +304,7 @@ def restore(nodes: list[Any], mark: Any, decoders: Mapping[str, Decoder]) -> lis
             raise ValueError("places out of order")
         places = zip(order, mark[1::2], strict=True)
     for place, inner in places:
-        values = restore([node[place] for node in nodes], inner, decoders)
+        values = restore(list(map(operator.itemgetter(place), nodes)), inner, decoders)
         for node, value in zip(nodes, values, strict=True):
             node[place] = value
     return nodes
@@ -280,6 +359,38 @@ def _decode_pairs(payload: Any) -> dict[Any, Any]:
     return value
 
 
+def _decode_rows(payload: Any) -> list[Any]:
+    keys, *columns = _as_list(payload)
+    if not _as_list(keys) or not _TEXT.issuperset(map(type, keys)) or len(set(keys)) < len(keys):
+        raise ValueError("not the keys of a row")
+    if len(columns) != len(keys) or not _LISTS.issuperset(map(type, columns)):
+        raise ValueError("not the columns for these keys")
+    return _make_rows(keys, columns)
+
+
+def _make_rows(keys: list[str], columns: list[list[Any]]) -> list[dict[str, Any]]:
+    """As ``[dict(zip(keys, row)) for row in zip(*columns)]``, in half the time."""
+    rows: list[dict[str, Any]]
+    if len(keys) >= 8:
+        done = 8
+        k, l, m, n, o, p, q, r = keys[:done]
+        rows = [
+            {k: a, l: b, m: c, n: d, o: e, p: f, q: g, r: h}
+            for a, b, c, d, e, f, g, h in zip(*columns[:done], strict=True)
+        ]
+    elif len(keys) >= 4:
+        done = 4
+        k, l, m, n = keys[:done]
+        rows = [{k: a, l: b, m: c, n: d} for a, b, c, d in zip(*columns[:done], strict=True)]
+    else:
+        done = 1
+        rows = [{keys[0]: a} for a in columns[0]]
+    for key, column in zip(keys[done:], columns[done:], strict=True):
+        for row, value in zip(rows, column, strict=True):
+            row[key] = value
+    return rows
+
+
 def _as_list(payload: Any) -> list[Any]:
     if type(payload) is not list:
         raise TypeError("not a list")
@@ -302,9 +413,10 @@ ENCODERS: dict[type, Encoder] = {
 }
 
 DECODERS: dict[str, Decoder] = {
-    "tuple": _decode_tuple,
-    "set": _decode_set,
-    "frozenset": _decode_frozenset,
-    "dict": _decode_pairs,
+    "tuple": each(_decode_tuple),
+    "set": each(_decode_set),
+    "frozenset": each(_decode_frozenset),
+    "dict": each(_decode_pairs),
+    "rows": each(_decode_rows),
     **_kinds.DECODERS,
 }
