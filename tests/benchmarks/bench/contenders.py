@@ -8,8 +8,9 @@ is needed: each runs where its package is installed.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import ujson
 
@@ -70,12 +71,10 @@ class Plain:
 class Ours:
     """jmcache with its defaults and everything on."""
 
-    more: ClassVar[dict[str, Any]] = {}  # settings
-
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, **more: Any) -> None:
         from jmcache import RedisCacheFactory
 
-        self.cache = RedisCacheFactory.create_cache(settings_of_ours(port, **self.more))
+        self.cache = RedisCacheFactory.create_cache(settings_of_ours(port, **more))
         self.get = self.cache.get
         self.set = self.cache.set
         self.get_many = self.cache.get_many
@@ -86,7 +85,25 @@ class Ours:
 class OursNear(Ours):
     """The same with its near cache."""
 
-    more: ClassVar[dict[str, Any]] = {"near": True}
+    def __init__(self, port: int, **more: Any) -> None:
+        super().__init__(port, near=True, **more)
+        self._port = port
+
+    def answers_itself(self, key: str) -> bool:
+        """Read *key* until Redis is asked no more; say whether it came to that within seconds.
+
+        What is read before its listener is there is not kept.
+        """
+        import redis
+
+        with redis.Redis(port=self._port) as client:
+            for _ in range(100):
+                before = client.info("stats")["total_commands_processed"]
+                self.get(key)
+                if client.info("stats")["total_commands_processed"] == before + 1:  # our question
+                    return True
+                time.sleep(0.05)
+        return False
 
 
 class Dogpile:

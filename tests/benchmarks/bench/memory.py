@@ -14,9 +14,14 @@ import redis
 from benchmarks.bench.contenders import Ours, OursNear
 from benchmarks.bench.payloads import result
 
+_TIMES = 3
+
 
 def main(port: int, entries: int) -> dict[str, int]:
-    """Fill Redis through another cache, then read all of it twice through the near one."""
+    """Fill Redis through another cache, then read all of it through the near one.
+
+    Three times: what is asked for again may be kept in another form.
+    """
     value = result(5)
     keys = [f"memory-{number}" for number in range(entries)]
     client = redis.Redis(port=port)
@@ -26,12 +31,12 @@ def main(port: int, entries: int) -> dict[str, int]:
     # As Redis has them: what an entry is on the wire is what there is to be stored.
     names = client.keys("*memory-*")
     stored = sum(client.strlen(name) for name in names)
-    near = OursNear(port)
-    near.get(keys[0])
+    near = OursNear(port, near_max_bytes=2 * stored)
+    near.answers_itself(keys[0])
     gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    for key in keys:
+    for key in _TIMES * keys:
         near.get(key)
     gc.collect()
     held = tracemalloc.get_traced_memory()[0] - before
