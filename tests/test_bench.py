@@ -160,15 +160,30 @@ def test_json_has_every_round_and_the_verdicts(measured: report.Report) -> None:
     assert len(read["verdicts"]) == len(bars.judge(measured))
 
 
-def test_a_chart_has_its_lines_within_its_frame() -> None:
-    lines = {"ours": [1.0, 12_345.0], "A & B": [0.25, 2.0]}
-    root = ElementTree.fromstring(svg(Chart("one < two", "a second", ["1", "2"], lines)))
-    name = "{http://www.w3.org/2000/svg}"
-    circles = root.findall(f"{name}circle")
+def shapes(chart: Chart) -> tuple[list[ElementTree.Element], ...]:
+    """Its circles, texts and lines."""
+    root = ElementTree.fromstring(svg(chart))
+    return tuple(root.findall(f"{{*}}{kind}") for kind in ("circle", "text", "polyline"))
+
+
+@pytest.mark.parametrize("highest", [0.03, 0.99, 1.0, 7.4, 1_000.0, 12_345.0])
+def test_no_point_of_a_chart_is_outside_of_its_scale(highest: float) -> None:
+    """A line above the last mark would run through the title."""
+    circles, _, lines = shapes(Chart("one", "a second", ["1", "2"], {"ours": [highest, 0.0]}))
+    scale = [line.get("points", "").split()[0] for line in lines if line.get("stroke") == "#dddddd"]
+    heights = [float(point.partition(",")[2]) for point in scale]
+    top, bottom = sorted(float(circle.get("cy", "")) for circle in circles)
+    assert min(heights) <= top
+    assert bottom == max(heights)
+    assert 4 <= len(scale) <= 9
+
+
+def test_a_chart_says_what_it_shows() -> None:
+    lines = {"ours": [1.0, 3.0], "A & B": [0.25, 2.0]}
+    circles, texts, _ = shapes(Chart("one < two", "a second", ["1", "2"], lines))
     assert len(circles) == 4
-    assert all(0 < float(c.get("cy", "")) < float(root.get("height", "")) for c in circles)
-    texts = [text.text for text in root.findall(f"{name}text")]
-    assert {"one < two", "ours", "A & B", "1", "2"} <= set(texts)
+    said = {text.text for text in texts}
+    assert {"one < two", "a second", "ours", "A & B", "1", "2"} <= said
 
 
 def test_writing_replaces_what_is_between_the_marks_only(
