@@ -482,9 +482,15 @@ GOLDEN += [
     ),
     (
         b't[{"rows":[["0","1","2","3","4","5","6","7"]'
-        + (b",[" + b",".join([b"0"] * 12) + b"]") * 8
+        + (b",[" + b",".join([b"0"] * 20) + b"]") * 8
         + b']},{"rows":"rows"}]',
-        {"rows": [{str(key): 0 for key in range(8)} for _ in TWELVE]},
+        {"rows": [{str(key): 0 for key in range(8)} for _ in range(20)]},
+    ),
+    (
+        b'j{"rows":['
+        + b",".join([b'{"0":0,"1":0,"2":0,"3":0,"4":0,"5":0,"6":0,"7":0}'] * 19)
+        + b"]}",
+        {"rows": [{str(key): 0 for key in range(8)} for _ in range(19)]},
     ),
 ]
 

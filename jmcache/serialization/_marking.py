@@ -30,8 +30,8 @@ from jmcache.serialization._kinds import Decoder, each
 from jmcache.serialization._refusal import Refusal, step
 
 _ALL = "*"
-_ROWS = 8  # dicts with the same keys that are worth columns, ...
-_CELLS = 96  # ... and values in them: fewer are read sooner one by one
+_ROWS = 5  # dicts with the same keys that are worth columns
+_CELLS = 160  # values in them; fewer plain ones are read sooner as they are
 _MANY = 8  # containers beside one another that are worth a look ahead
 _AHEAD = 4  # levels of it: what a walk meets again at each level, it has looked at that often
 _ONE_HASH = 100  # elements with the same one; by chance there are hardly two
@@ -95,9 +95,11 @@ class Marker:
         if not _TEXT.issuperset(map(type, value)):
             return self._mark_pairs(value, depth)
         leaves = self._leaves
-        if leaves.issuperset(map(type, value.values())):
-            return value, None
-        if len(value) >= _MANY and self._is_plain(list(value.values()), depth):
+        if (
+            len(value) >= _MANY
+            and _CONTAINERS.issuperset(map(type, value.values()))
+            and self._is_plain(list(value.values()), depth)
+        ):
             return value, None
         encoders = self._encoders
         copy = None
@@ -137,7 +139,7 @@ class Marker:
             return value, None
         if kinds == _DICTS and (table := self._mark_table(value, depth + 1)) is not None:
             return table
-        if len(value) >= _MANY and self._is_plain(value, depth):
+        if len(value) >= _MANY and _CONTAINERS.issuperset(kinds) and self._is_plain(value, depth):
             return value, None
         encoders = self._encoders
         copy = None
@@ -167,10 +169,13 @@ class Marker:
         return copy, marks
 
     def _mark_table(self, rows: list[dict[Any, Any]], depth: int) -> tuple[Any, Any] | None:
-        """For dicts at *depth* with the same keys in the same order; else, or if few, None."""
+        """For dicts at *depth* with the same keys in the same order; else, or if few, None.
+
+        Those of a few plain values are left as they are.
+        """
         keys = list(rows[0])
         size = len(keys) * len(rows)
-        if len(rows) < _ROWS or size < _CELLS or size > self._room or depth > self._max_depth:
+        if len(rows) < _ROWS or size > self._room or depth > self._max_depth:
             return None
         if sum(map(len, rows)) != size:
             return None
@@ -192,6 +197,8 @@ class Marker:
             if mark is not None:
                 marks += (place, mark)
         self._take(leaf_columns * len(rows))
+        if not marks and size < _CELLS:
+            return rows, None
         return table, tagged("rows", marks or None)
 
     def _mark_column(
