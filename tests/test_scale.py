@@ -102,7 +102,7 @@ def test_paper_and_simulation_agree(keys, fleet):
     assert seen.gets_per_s == pytest.approx(expected.gets_per_s, rel=0.05)
 
 
-@pytest.mark.parametrize("ttl", [60.0, 300.0, 3600.0])
+@pytest.mark.parametrize("ttl", [45.0, 300.0, 3600.0])
 def test_near_caches_find_what_the_formula_says(ttl):
     """It decides whether a near cache is worth its PINGs."""
     fleet = Fleet(2, near=True)
@@ -110,7 +110,7 @@ def test_near_caches_find_what_the_formula_says(ttl):
     near, redis = near_hits([key] * 10, fleet, seed=1, seconds=6_000, done=lambda _share: None)
     expected = near_share(key, fleet.lookups_per_s, fleet.all_processes, fleet.near_ttl)
     assert 0.5 < expected < 1.0
-    assert near == pytest.approx(expected, rel=0.02)
+    assert 1 - near == pytest.approx(1 - expected, rel=0.05)  # what is fetched
     rate = key.share * fleet.lookups_per_s
     assert 1 - near - redis == pytest.approx(1 / (1 + rate * ttl), rel=0.25)
 
