@@ -220,6 +220,7 @@ def limits_lines(keys: Keys, costs: Costs) -> list[str]:
     lines += [
         row(f"connections, pools of {_POOL}", lambda it: f"{it.all_processes * (_POOL + 1):,}"),
         row("pool that maxclients allow", lambda it: f"{_MAXCLIENTS // it.all_processes - 1}"),
+        row("keys written a second", lambda it: f"{paper(it, keys, costs).writes_per_s:.0f}"),
         *[
             row(
                 f"PINGs, near_lag {lag:g} s",
@@ -231,7 +232,7 @@ def limits_lines(keys: Keys, costs: Costs) -> list[str]:
         row("canaries", lambda it: _canaries(it, costs)),
         *[
             row(
-                f"writes/s, near_lag {lag:g} s",
+                f"bound, near_lag {lag:g} s",
                 lambda it, lag=lag: f"{break_even(it._replace(near_lag=lag), keys, costs):.1f}",
             )
             for lag in _LAGS
