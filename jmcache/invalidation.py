@@ -26,7 +26,7 @@ _BATCH = 500  # names told to Redis at a time
 _WAIT_SHARE = 0.5  # of a write's deadline may go into waiting until Redis was told
 _LOOK_AGAIN_S = 0.002  # whose turn it is; seconds after an outage, not in each call
 _TELL_WITHIN_S = 1.0  # a write ends sooner; whoever holds it longer was torn away
-_U64 = 2**64
+COUNTER_ROOM = 2**64  # a sum of counters is kept modulo that
 _DIGITS = 20  # of the largest counter
 
 
@@ -37,7 +37,7 @@ def generation_of(counters: Iterable[int | None]) -> int | None:
         if counter is None:
             return None
         total += counter
-    return total % _U64
+    return total % COUNTER_ROOM
 
 
 def read_counter(stored: bytes | None) -> int | None:

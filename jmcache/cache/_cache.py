@@ -19,7 +19,7 @@ from jmcache.cache._guard import LoadGuard
 from jmcache.cache._keeper import Keeper
 from jmcache.cache._lead import Looks, Order, Results, Workshop
 from jmcache.cache._loaders import check_plain, for_many, for_one
-from jmcache.cache._look import Kept, Key
+from jmcache.cache._look import Kept, Key, Look
 from jmcache.cache._plan import (
     FunctionOptions,
     Options,
@@ -35,7 +35,6 @@ from jmcache.deadline import Deadline
 from jmcache.errors import (
     LoaderOverloadedError,
     LoaderTimeoutError,
-    RedisCorruptEntryError,
     RedisError,
     RedisSerializationError,
 )
@@ -50,6 +49,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 Ending = tuple[Outcome, str]
+_HIT = Outcome.HIT  # looking a member up in its class costs 3.11 as much as a dict
 Timeout = float | Deadline | None
 
 NO_DEFAULT: Final = object()  # "no default was given", where None may be one
@@ -117,8 +117,8 @@ class Cache:
             key: As generate_key returns it, or any text.
             validate: Checked before the value is handed out, see lookup.
         """
-        found = self.lookup(key, validate=validate, timeout=timeout)
-        return found.value if found.outcome is Outcome.HIT else None
+        found = self._find(key, validate, timeout)
+        return found.value if found.outcome is _HIT else None
 
     def lookup(
         self, key: str, *, validate: Validate | None = None, timeout: Timeout = None
@@ -133,19 +133,25 @@ class Cache:
                 TypeError, LookupError, AttributeError or AssertionError; another exception might
                 be a time limit's, and comes out of the call.
         """
+        return self._find(key, validate, timeout).told()
+
+    def _find(self, key: str, validate: Validate | None, timeout: Timeout) -> Look:
         started = time.perf_counter()
         deadline = self._deadline(timeout)
         slot = self._key(key)
-        check_validate(validate)
+        if validate is not None:
+            check_validate(validate)
         try:
             self._stops.check_usable()
-            (look,) = self._stops.look((slot,), deadline, validate=validate)
+            look = self._stops.accepted(self._stops.look_at(slot, deadline), validate)
+            if isinstance(look, RedisError):
+                raise look
         except RedisError as error:
             self._stops.discard_corrupt({slot: error}, deadline)
-            nothing: Lookup = self.give_up("lookup", error, started)
-            return nothing
+            self.give_up("lookup", error, started)
+            return Look(error.outcome, error.reason)
         self._monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
-        return look.told()
+        return look
 
     def get_many(
         self, keys: Iterable[str], *, validate: Validate | None = None, timeout: Timeout = None
@@ -161,7 +167,7 @@ class Cache:
         wanted = list(slots.values())
         try:
             self._stops.check_usable()
-            looks = self._stops.look(wanted, deadline, validate=validate) if wanted else []
+            judged = self._stops.look_together(wanted, deadline) if wanted else []
         except RedisError as error:
             if error.outcome is Outcome.CORRUPT and len(wanted) > 1:
                 # One of them spoils the common reply, as a foreign giant does: each by itself.
@@ -169,12 +175,17 @@ class Cache:
             self._stops.discard_corrupt(dict.fromkeys(wanted, error), deadline)
             nothing: dict[str, Any] = self.give_up("get_many", error, started, len(wanted))
             return nothing
+        looks = [self._stops.accepted(look, validate) for look in judged]
+        errors = {
+            slot: e for slot, e in zip(wanted, looks, strict=True) if isinstance(e, RedisError)
+        }
+        self._stops.discard_corrupt(errors, deadline)
         endings = [(look.outcome, look.reason) for look in looks]
         self._monitor.record_many("get_many", endings, time.perf_counter() - started)
         return {
             key: look.value
             for key, look in zip(slots, looks, strict=True)
-            if look.outcome is Outcome.HIT
+            if isinstance(look, Look) and look.outcome is _HIT
         }
 
     def exists(self, key: str, *, timeout: Timeout = None) -> bool:
@@ -184,13 +195,11 @@ class Cache:
         def look(deadline: Deadline) -> bool:
             self._stops.check_usable()
             try:
-                (found,) = self._stops.look((slot,), deadline, decode=False)
+                found = self._stops.look_alone(slot, deadline, decode=False)
             except RedisError as error:
                 self._stops.discard_corrupt({slot: error}, deadline)
                 raise
-            if found.outcome is Outcome.CORRUPT:
-                raise RedisCorruptEntryError("", reason=found.reason)
-            return found.outcome is Outcome.HIT
+            return found.outcome is _HIT
 
         return self._operate("exists", timeout, look)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from jmcache.outcome import Lookup, Outcome
 
+SEALED: Final = object()  # in place of a value that was not decoded yet
 _AWAY = ("breaker_open", "node_down", "writes_paused", "closed")
 
 
@@ -24,7 +25,7 @@ class Look(NamedTuple):
     Attributes:
         outcome: HIT and STALE: *value* is there. Else how it ended.
         reason: Why it is no hit, as one word.
-        value: The caller's own copy.
+        value: The caller's own copy; SEALED while nobody wanted it.
         body: The same, serialized, to copy it for others.
         age_s: Seconds since it was computed.
         ttl_s: Seconds it is fresh.

@@ -50,9 +50,11 @@ class Connection:
         self._replies = Replies(self._sock.recv)
 
     def exchange(
-        self, packed: bytes, asked: Sequence[bytes], deadline: Deadline, room: int
+        self, packed: bytes, asked: Sequence[bytes] | int, deadline: Deadline, room: int
     ) -> list[Reply]:
         """Send *packed* and read a reply for each of *asked*, which must be that.
+
+        A number stands for so many times VALUE.
 
         Connects first where that is needed. Error replies are returned. Raises RedisError, or
         what the system raises; then the connection must not be used again.
@@ -66,6 +68,8 @@ class Connection:
         sock.begin(deadline)
         answers.begin(room)
         sock.sendall(packed)
+        if isinstance(asked, int):
+            return answers.read_values(asked)
         return [answers.read(one) for one in asked]
 
     # The same in steps, for whoever waits for several connections at a time.

@@ -16,7 +16,7 @@ from jmcache.connection._resolver import Resolver
 from jmcache.connection._tls import Tls
 from jmcache.connection._usage import PoolUsage, Tally
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisClosedError, RedisError
+from jmcache.errors import RedisClosedError, RedisError, RedisWrongTypeError
 from jmcache.fork import renew_in_child
 from jmcache.store import Found, Item
 
@@ -104,8 +104,8 @@ class RedisConnectionManager:
     ) -> Sequence[bytes | RedisError | None]:
         """Return what is stored under each of *names*, in their order, in one round trip.
 
-        Of a cluster, several nodes are asked at the same time; a name whose node gave no answer
-        has the error in its place, unless none gave any.
+        A name that holds no text has an error in its place. Of a cluster, several nodes are asked
+        at the same time; so has a name whose node gave no answer, unless none gave any.
         """
         found: Sequence[bytes | RedisError | None] = self._carry_out("get_many", names, deadline)
         return found
@@ -142,12 +142,9 @@ class RedisConnectionManager:
         deadline: Deadline,
     ) -> Found:
         """See Store.read."""
-        wanted = [*names, *leases, *counters]
-        if len(names) > 1:
-            found = list(self.get_many(wanted, deadline))
-        else:  # each for itself: GET tells a name of another type from none, MGET does not
-            found = self._each([*map(_commands.get, wanted)], deadline)
-            _raise_first(found[: len(names)])
+        found = self.get_many([*names, *leases, *counters], deadline)
+        if len(names) == 1 or not self.in_parts:
+            _raise_first([one for one in found if not isinstance(one, RedisWrongTypeError)])
         return self._found(found, len(names), len(leases))
 
     def write(

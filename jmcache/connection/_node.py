@@ -16,10 +16,8 @@ from jmcache.connection._wire import (
     PING,
     PONG,
     VALUE,
-    pack,
     pack_get,
     pack_set,
-    values,
 )
 from jmcache.deadline import Deadline
 from jmcache.errors import (
@@ -92,13 +90,19 @@ class Node:
         value: bytes | None = self.ask(pack_get(name), VALUE, deadline)
         return value
 
-    def get_many(self, names: Sequence[bytes], deadline: Deadline) -> list[bytes | None]:
-        """Return what is stored under each of *names*, in their order, in one round trip."""
+    def get_many(
+        self, names: Sequence[bytes], deadline: Deadline
+    ) -> list[bytes | RedisError | None]:
+        """Return what is stored under each of *names*, in their order, in one round trip.
+
+        An error in the place of a reply that is one. GETs, not MGET: that takes a name of another
+        type for none, and is not a hundredth faster.
+        """
         if not names:
             return []
         count = len(names)
-        found: list[bytes | None] = self.ask(pack(b"MGET", *names), values(count), deadline, count)
-        return found
+        replies = self._exchange(b"".join(map(pack_get, names)), count, deadline, count)
+        return [self.told(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
         """Store *blob* under *name* for *ttl_ms* milliseconds."""
@@ -172,7 +176,7 @@ class Node:
         return reply
 
     def _exchange(
-        self, packed: bytes, asked: Sequence[bytes], deadline: Deadline, count: int = 1
+        self, packed: bytes, asked: Sequence[bytes] | int, deadline: Deadline, count: int = 1
     ) -> list[Any]:
         pool = self._pool
         loan: list[Any] = []

@@ -78,6 +78,29 @@ class Replies:
             return [self._value(self._head(VALUE)) for _ in range(_number(head))]
         return head[1:]
 
+    def read_values(self, count: int) -> list[Reply]:
+        """Return what `read` would as *count* times VALUE was asked for, sooner."""
+        replies: list[Reply] = []
+        while len(replies) < count:
+            # The usual: "$", a few digits, and all that they announce is there.
+            data, at = self._data, self._at
+            end = data.find(_END, at, at + _LONGEST_HEAD)
+            digits = data[at + 1 : end] if end > at else b""
+            if data[at : at + 1] == VALUE and digits.isdigit():
+                size = int(digits)
+                start = end + len(_END)
+                stop = start + size
+                if size <= self._room and data[stop : stop + len(_END)] == _END:
+                    self._room -= size
+                    self._at = stop + len(_END)
+                    replies.append(data[start:stop])
+                    continue
+            if at == len(data):
+                self._data, self._at = self._more(), 0
+            else:
+                replies.append(self.read(VALUE))
+        return replies
+
     def _tree(self, head: bytes, levels: int) -> list[Any]:
         count = _number(head)
         self._room -= count * _LEAST_BRANCH

@@ -22,7 +22,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jmcache.envelope._signature import SIZE, Signer
 from jmcache.errors import (
@@ -59,8 +59,7 @@ _U64_MAX = 2**64 - 1
 _LEVEL = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One decoded slot of the cache.
 
     Attributes:
@@ -75,7 +74,7 @@ class Entry:
             only, which need it; 0 in all others, whose end is Redis's to keep.
     """
 
-    body: bytes = field(repr=False)
+    body: bytes
     created_ms: int
     soft_ttl_ms: int = 0
     load_cost_ms: int = 0
@@ -83,6 +82,9 @@ class Entry:
     tags: tuple[str, ...] = ()
     negative: bool = False
     expires_ms: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Entry of {len(self.body)} bytes>"
 
 
 class Envelope:

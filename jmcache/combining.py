@@ -1,0 +1,264 @@
+"""Reads of several threads, made one round trip.
+
+Whoever comes while few others ask, asks at once, alone, and pays nothing for this. In a crowd one
+asks at a time: whoever comes meanwhile waits, and when that answer is there, one of those that wait
+asks for all of them. Under a GIL that is most of what a read costs: one thread sends and receives,
+where each would have had to fight for the interpreter at every step.
+
+Nobody is held up by another's bad luck: who has waited for ``_PATIENCE_S`` asks, whoever else is
+still out, so a slow answer is waited for by those alone that asked for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+from jmcache.deadline import Deadline
+from jmcache.errors import RedisCorruptEntryError, RedisError, RedisTimeoutError
+from jmcache.fork import renew_in_child
+
+K = TypeVar("K", bound=Hashable)
+A = TypeVar("A")
+
+_LANES = 4  # that many ask side by side before anybody waits, while there is no crowd
+_CROWD = 3.0  # callers in one round trip, of late, from which on waiting for each other pays
+_PATIENCE_S = 0.002  # of whoever is next
+_LOOK_AGAIN_S = 0.02  # of those behind, and of those that are asked for: whether somebody was lost
+_MOST = 64  # keys in one round trip
+_MOST_BYTES = 512 * 1024  # in one reply, as far as one can tell beforehand
+_LARGE = 64 * 1024  # bytes; whose value had so many last time is asked for alone
+_LARGE_KEYS = 1_024  # known at most
+_SHARE = 8  # what is expected follows what was seen latest by an eighth
+_GRACE_S = 0.05  # after its deadline, in which whoever asks is still believed to answer
+
+
+class _Turn:
+    """Somebody who is out asking. Known weakly: who was torn away is not waited for."""
+
+    __slots__ = ("__weakref__", "ends_at")
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.ends_at = deadline.at + _GRACE_S
+
+
+class _Want(Generic[K, A]):
+    """What one thread waits for.
+
+    Attributes:
+        answer: There is one when *answered*; an error stands for none.
+        alone: It has to ask by itself: what was asked for all says nothing about it.
+    """
+
+    __slots__ = ("alone", "answer", "answered", "bell", "deadline", "error", "key", "turn")
+
+    answer: A
+
+    def __init__(self, key: K, deadline: Deadline) -> None:
+        self.key = key
+        self.deadline = deadline
+        self.answered = False
+        self.error: RedisError | None = None
+        self.alone = False
+        self.turn: weakref.ref[_Turn] | None = None  # of whoever asks for it
+        self.bell = threading.Lock()
+        self.bell.acquire()
+
+    def is_over(self) -> bool:
+        return self.answered or self.alone or self.error is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Is nobody going to answer who said so?"""
+        if self.turn is None:
+            return False
+        turn = self.turn()
+        return turn is None or time.monotonic() > turn.ends_at
+
+    def ring(self) -> None:
+        try:
+            self.bell.release()
+        except RuntimeError:  # rung already, and not heard yet
+            pass
+
+
+class Combiner(Generic[K, A]):
+    """Lets threads that ask for single keys at the same time ask for them together.
+
+    Thread-safe without a lock of its own: each step is one operation of a deque or dict, so what a
+    signal handler raises leaves nobody waiting for ever. A forked child begins anew.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[K, Deadline], A],
+        ask_together: Callable[[Sequence[K], Deadline], Sequence[A | RedisError]],
+        size_of: Callable[[A], int],
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            ask: Given a key and a deadline; returns the answer or raises RedisError.
+            ask_together: The same in one round trip, for keys one of which may be there twice: an
+                answer for each. What it raises counts for all of them.
+            size_of: Bytes of an answer.
+        """
+        self._ask = ask
+        self._ask_together = ask_together
+        self._size_of = size_of
+        self._renew_in_child()
+        renew_in_child(self._renew_in_child)
+
+    def _renew_in_child(self) -> None:
+        self._out: dict[_Turn, None] = {}  # who asks right now
+        self._waiting: deque[_Want[K, A]] = deque()  # the first is the next to ask
+        self._large: dict[K, None] = {}
+        self._expected = 0.0  # bytes of an answer
+        self._crowd = 0.0  # callers in one round trip
+
+    def get(self, key: K, deadline: Deadline) -> A:
+        """Return the answer for *key*.
+
+        Raises:
+            RedisError: There was none, as the one who asked was told. RedisTimeoutError also when
+                *deadline* was over before that.
+        """
+        if self._has_room() or key in self._large:
+            return self._get_alone(key, deadline)
+        want: _Want[K, A] = _Want(key, deadline)
+        try:
+            self._waiting.append(want)
+            self._wait(want)
+        finally:
+            self._leave(want)
+        if want.answered:
+            return want.answer
+        if want.alone:
+            return self._get_alone(key, deadline)
+        raise want.error or RedisTimeoutError("no answer within the deadline")
+
+    def _get_alone(self, key: K, deadline: Deadline) -> A:
+        turn = _Turn(deadline)
+        try:
+            self._out[turn] = None
+            answer = self._ask(key, deadline)
+        finally:
+            self._out.pop(turn, None)
+            if self._waiting:
+                self._ring_first()
+        self._learn(key, answer)
+        return answer
+
+    def _wait(self, want: _Want[K, A]) -> None:
+        """Until it has its answer, or its time is over; or ask for all that wait, in its turn."""
+        if self._has_room():  # whoever it was to wait for has come back meanwhile
+            self._lead(want)
+        patient_until = time.monotonic() + _PATIENCE_S
+        while not want.is_over() and (left_s := want.deadline.remaining()) > 0.0:
+            look_again_s = _PATIENCE_S if self._is_first(want) else _LOOK_AGAIN_S
+            rung = want.bell.acquire(timeout=min(left_s, look_again_s))
+            if want.is_over():
+                return
+            if self._is_first(want) and (rung or time.monotonic() >= patient_until):
+                self._forget_lost()
+                self._lead(want)
+            elif not rung and want.is_lost:
+                want.alone = True
+            elif not rung and want.turn is None and want not in self._waiting:
+                self._waiting.append(want)  # taken by somebody who was interrupted just then
+
+    def _has_room(self) -> bool:
+        return len(self._out) < (_LANES if self._crowd < _CROWD else 1)
+
+    def _is_first(self, want: _Want[K, A]) -> bool:
+        try:
+            return self._waiting[0] is want
+        except IndexError:
+            return False
+
+    def _leave(self, want: _Want[K, A]) -> None:
+        if want.turn is None and want in self._waiting:
+            try:
+                self._waiting.remove(want)
+            except ValueError:  # taken since
+                return
+            self._ring_first()
+
+    def _ring_first(self) -> None:
+        try:
+            self._waiting[0].ring()
+        except IndexError:  # nobody is
+            pass
+
+    def _forget_lost(self) -> None:
+        now = time.monotonic()
+        for turn in tuple(self._out):
+            if turn.ends_at < now:
+                self._out.pop(turn, None)
+
+    def _lead(self, mine: _Want[K, A]) -> None:
+        """Ask for those that wait, the first of whom is *mine*, unless somebody was faster."""
+        turn = _Turn(mine.deadline)
+        flock: list[_Want[K, A]] = []
+        try:
+            self._out[turn] = None
+            self._take(flock, weakref.ref(turn))
+            if flock:
+                self._ask_for(flock, mine.deadline)
+        finally:
+            self._out.pop(turn, None)
+            for want in flock:
+                if not want.is_over():  # interrupted
+                    want.alone = True
+                want.ring()
+            if self._waiting:
+                self._ring_first()
+
+    def _take(self, flock: list[_Want[K, A]], turn: weakref.ref[_Turn]) -> None:
+        most = min(_MOST, int(_MOST_BYTES / (self._expected + 1)) or 1)
+        try:
+            while len(flock) < most:
+                flock.append(self._waiting.popleft())
+                flock[-1].turn = turn
+        except IndexError:  # that is all
+            pass
+        self._crowd += (len(flock) - self._crowd) / _SHARE
+
+    def _ask_for(self, flock: Sequence[_Want[K, A]], deadline: Deadline) -> None:
+        try:
+            answers = self._ask_together([want.key for want in flock], deadline)
+        except RedisError as error:
+            for want in flock:
+                self._fail(want, error, deadline, len(flock))
+            return
+        for want, answer in zip(flock, answers, strict=True):
+            if isinstance(answer, RedisError):
+                self._fail(want, answer, deadline, 1)
+            else:
+                want.answer = answer
+                want.answered = True
+                self._learn(want.key, answer)
+
+    def _fail(self, want: _Want[K, A], error: RedisError, asked: Deadline, keys: int) -> None:
+        if isinstance(error, RedisTimeoutError):  # the time of whoever asked
+            want.alone = want.deadline.at > asked.at
+        else:  # one value spoils the common reply, as a foreign giant does
+            want.alone = keys > 1 and isinstance(error, RedisCorruptEntryError)
+        # One for each thread, as each adds its own traceback.
+        want.error = None if want.alone else copy.copy(error)
+
+    def _learn(self, key: K, answer: A) -> None:
+        size = self._size_of(answer)
+        if size >= _LARGE:
+            if len(self._large) >= _LARGE_KEYS:
+                self._large.clear()
+            self._large[key] = None
+            return
+        if self._large:
+            self._large.pop(key, None)
+        self._expected += (size - self._expected) / _SHARE
