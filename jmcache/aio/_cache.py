@@ -7,12 +7,15 @@ waited 5 s behind stalled cache calls when measured). No logic of the cache is h
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from jmcache.aio._driver import Driver
+from jmcache.aio._reads import Reads
 from jmcache.aio._threads import Call, Threads
 from jmcache.cache import (
     NO_DEFAULT,
@@ -20,6 +23,7 @@ from jmcache.cache import (
     Cache,
     FunctionOptions,
     KeySpec,
+    Look,
     Options,
     RedisCache,
     TagsSpec,
@@ -31,7 +35,7 @@ from jmcache.cache import (
 from jmcache.deadline import Deadline
 from jmcache.health import Health
 from jmcache.monitoring import CacheStats
-from jmcache.outcome import Lookup
+from jmcache.outcome import Lookup, Outcome
 from jmcache.settings import CacheSettings
 
 P = ParamSpec("P")
@@ -66,6 +70,7 @@ class AsyncRedisCache:
         # Without `self` in it: who lets go of an adapter lets its threads end.
         self._threads = Threads(lambda: max_threads or cache.settings.max_connections)
         self._driver = Driver(cache, self._threads)
+        self._here = threading.local()  # the reads of the loop that this thread runs
 
     @property
     def sync(self) -> Cache:
@@ -81,15 +86,15 @@ class AsyncRedisCache:
         self, key: str, *, validate: Validate | None = None, timeout: Timeout = None
     ) -> Any | None:
         """See Cache.get."""
-        return await self._call("get", self._cache.get, key, validate=validate, timeout=timeout)
+        found = await self._find(key, validate, timeout)
+        return found.value if found.outcome is Outcome.HIT else None
 
     async def lookup(
         self, key: str, *, validate: Validate | None = None, timeout: Timeout = None
     ) -> Lookup:
         """See Cache.lookup."""
-        return await self._call(
-            "lookup", self._cache.lookup, key, validate=validate, timeout=timeout
-        )
+        found = await self._find(key, validate, timeout)
+        return found.told() if isinstance(found, Look) else found
 
     async def get_many(
         self, keys: Iterable[str], *, validate: Validate | None = None, timeout: Timeout = None
@@ -293,6 +298,28 @@ class AsyncRedisCache:
 
     def __repr__(self) -> str:
         return f"<AsyncRedisCache of {self._cache!r}>"
+
+    async def _find(self, key: str, validate: Validate | None, timeout: Timeout) -> Look | Lookup:
+        deadline = Deadline.of_call(timeout, self.settings.operation_timeout)
+        # What the application has to say of a value takes its time, and has no place on the loop.
+        if not (validate or self._cache.validates or self._cache.answers_at_once):
+            started = time.perf_counter()
+            found = await self._reads().look(self._cache.key(key), deadline)
+            if found is not None:
+                found = self._cache.decoded(found, deadline)
+                # What is corrupt is to be removed, which is for a thread.
+                if found.outcome is not Outcome.CORRUPT:
+                    return self._cache.found(found, started)
+        return await self._call(
+            "lookup", self._cache.lookup, key, validate=validate, timeout=deadline
+        )
+
+    def _reads(self) -> Reads:
+        loop = asyncio.get_running_loop()
+        reads: Reads | None = getattr(self._here, "reads", None)
+        if reads is None or reads.loop() is not loop:
+            reads = self._here.reads = Reads(self._cache, loop)
+        return reads
 
     async def _call(
         self, operation: str, method: Callable[..., T], *args: Any, timeout: Timeout, **options: Any

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
 from jmcache.background import Background
+from jmcache.cache._awaited import AwaitedLook
 from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, check_cached, decorator
 from jmcache.cache._compute import Computation, Spawn
 from jmcache.cache._guard import LoadGuard
@@ -148,10 +149,8 @@ class Cache:
                 raise look
         except RedisError as error:
             self._stops.discard_corrupt({slot: error}, deadline)
-            self.give_up("lookup", error, started)
-            return Look(error.outcome, error.reason)
-        self._monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
-        return look
+            look = error
+        return self.found(look, started)
 
     def get_many(
         self, keys: Iterable[str], *, validate: Validate | None = None, timeout: Timeout = None
@@ -202,6 +201,31 @@ class Cache:
             return found.outcome is _HIT
 
         return self._operate("exists", timeout, look)
+
+    def key(self, key: str) -> Key:
+        """Return *key* as the stops know it, for adapters. Raises TypeError for what is no text."""
+        return self._key(key)
+
+    def begin_look(self, keys: Sequence[Key], deadline: Deadline) -> AwaitedLook | None:
+        """Begin to look at *keys* for an event loop; None where a thread has to."""
+        return self._stops.begin_look(keys, deadline)
+
+    def decoded(self, look: Look | RedisError, deadline: Deadline) -> Look | RedisError:
+        """Return *look* with its value, or what that ended in; for adapters."""
+        if isinstance(look, RedisError):
+            return look
+        try:
+            return self._stops.decoded(look, deadline)
+        except RedisError as error:
+            return error
+
+    def found(self, look: Look | RedisError, started: float) -> Look:
+        """Count a get that ended in *look*, for adapters."""
+        if isinstance(look, RedisError):
+            self.give_up("lookup", look, started)
+            return Look(look.outcome, look.reason)
+        self._monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
+        return look
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -593,6 +617,11 @@ class Cache:
         self._settings.moved_to(chosen)  # or it is refused
         if not self._stops.closed:
             self._move(chosen)
+
+    @property
+    def validates(self) -> bool:
+        """Is every value that is found given to a validation of the application?"""
+        return self._stops.validates
 
     @property
     def answers_at_once(self) -> bool:

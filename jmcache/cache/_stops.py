@@ -11,13 +11,16 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
+from jmcache.cache._awaited import AwaitedLook
 from jmcache.cache._keeper import Hold
 from jmcache.cache._look import SEALED, Kept, Key, Look
 from jmcache.cache._plan import check_validate
 from jmcache.circuit_breaker import CircuitBreaker
 from jmcache.combining import Combiner
+from jmcache.connection import RedisConnectionManager
 from jmcache.deadline import Deadline
 from jmcache.envelope import Entry, Envelope
 from jmcache.errors import (
@@ -136,12 +139,16 @@ class Stops:
         found = self.ask(self.store.read, (key.name,), (space,), (), deadline)
         stored = found.counters[0]
         counter = stored if isinstance(stored, RedisError) else read_counter(stored)
-        self._remember(space, counter)
+        self.remember(space, counter)
         known = {space: counter}
-        entry = self._unseal(key, found.blobs[0])
+        entry = self.unseal(key, found.blobs[0])
         if isinstance(entry, Entry) and entry.tags:
             self._learn_tags((entry,), known, deadline)
-        return self._weigh(key, entry, space, known, deadline, decode)
+        return self.weigh(key, entry, space, known, deadline, decode)
+
+    def begin_look(self, keys: Sequence[Key], deadline: Deadline) -> AwaitedLook | None:  # noqa: ARG002
+        """Begin to look at *keys* without a wait; None where a thread has to."""
+        return None
 
     def look_together(
         self, keys: Sequence[Key], deadline: Deadline, *, decode: bool = True
@@ -213,13 +220,13 @@ class Stops:
         decode: bool = True,
     ) -> list[Look | RedisError]:
         for space in spaces:
-            self._remember(space, known[space])
-        entries = [self._unseal(key, blob) for key, blob in zip(keys, found.blobs, strict=True)]
+            self.remember(space, known[space])
+        entries = [self.unseal(key, blob) for key, blob in zip(keys, found.blobs, strict=True)]
         self._learn_tags(entries, known, deadline)
         judged: list[Look | RedisError] = []
         for key, entry in zip(keys, entries, strict=True):
             try:
-                look = self._weigh(key, entry, self._space_of(key), known, deadline, decode)
+                look = self.weigh(key, entry, self._space_of(key), known, deadline, decode)
                 judged.append(look)
             except RedisError as error:
                 judged.append(error)
@@ -232,6 +239,11 @@ class Stops:
         check_time(deadline)
         value = self._serializer.deserialize(look.body)
         return Look(look.outcome, look.reason, value, look.body, look.age_s, look.ttl_s)
+
+    @property
+    def validates(self) -> bool:
+        """Has the cache a validation of its own?"""
+        return self._validate is not None
 
     def accepted(
         self, look: Look | RedisError, validate: Validate | None
@@ -246,13 +258,15 @@ class Stops:
             return error
         return look
 
-    def _remember(self, space: bytes, counter: int | RedisError | None) -> None:
+    def remember(self, space: bytes, counter: int | RedisError | None) -> None:
+        """Note what a counter of the namespace was seen to be; an error for one that was not."""
         if isinstance(counter, int):
             self._seen[space] = counter
         else:
             self._seen.pop(space, None)
 
-    def _unseal(self, key: Key, blob: bytes | RedisError | None) -> Entry | RedisError | None:
+    def unseal(self, key: Key, blob: bytes | RedisError | None) -> Entry | RedisError | None:
+        """Return the entry in *blob*, or why there is none; None for nothing."""
         if blob is None or isinstance(blob, RedisError):  # a cluster's node gave no answer
             return blob
         try:
@@ -280,7 +294,7 @@ class Stops:
             except RedisError as error:
                 known.update(dict.fromkeys(names, error))  # and costs entries with tags alone
 
-    def _weigh(
+    def weigh(
         self,
         key: Key,
         entry: Entry | RedisError | None,
@@ -289,6 +303,10 @@ class Stops:
         deadline: Deadline,
         decode: bool = True,
     ) -> Look:
+        """Say what *entry* is worth now that the counters it depends on are *known*.
+
+        Raises RedisError when it is worth nothing for a reason other than an invalidation.
+        """
         if entry is None:
             return _ABSENT
         if isinstance(entry, RedisError):
@@ -435,7 +453,7 @@ class Stops:
                     raise error  # the breakers have to see it
         now = _known(spaces, found)
         for space in spaces:
-            self._remember(space, now[space])
+            self.remember(space, now[space])
         for (space, _), reply in zip(every, replies, strict=True):
             value = now[space]
             if reply is None and isinstance(value, RedisError):
@@ -562,7 +580,7 @@ class RedisStops(Stops):
 
     def __init__(
         self,
-        store: Store,
+        store: RedisConnectionManager,
         settings: CacheSettings,
         *,
         retry: Retry,
@@ -586,6 +604,7 @@ class RedisStops(Stops):
         self._health = health
         self._outage = outage
         self._write_outage = write_outage
+        self._store = store
         self._combiner = Combiner(self.look_alone, self._look_for_all, _size_of)
 
     @property
@@ -637,6 +656,14 @@ class RedisStops(Stops):
             return looks
         found = dict(zip(different, looks, strict=True))
         return [found[key] for key in keys]
+
+    def begin_look(self, keys: Sequence[Key], deadline: Deadline) -> AwaitedLook | None:
+        self._health.start()
+        leave = self._breaker.begin()
+        if leave is None:
+            return None
+        look = AwaitedLook(keys, self, self._store, partial(self._breaker.end, leave), deadline)
+        return look if look.begin(self._space) else None
 
     def ask_to_write(self, verb: Callable[..., T], *args: Any, **options: Any) -> T:
         # Outside the other breaker: a write that is held back here is no news of Redis.

@@ -15,7 +15,7 @@ from jmcache.circuit_breaker import _news
 from jmcache.circuit_breaker._listeners import Listeners
 from jmcache.circuit_breaker._news import News
 from jmcache.circuit_breaker._rules import Next, Rules
-from jmcache.circuit_breaker._states import CLOSED, OPEN, Permit, Token, Transition
+from jmcache.circuit_breaker._states import CLOSED, OPEN, Moment, Permit, Token, Transition
 from jmcache.circuit_breaker._view import Shown, View
 from jmcache.errors import RedisCircuitBreakerOpenError, RedisError
 
@@ -23,6 +23,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _UNKNOWN = math.inf  # when a call began: it took no time then
+
+
+class Ongoing(NamedTuple):
+    """Leave for a call that ends in another place than it begins."""
+
+    moment: Moment
+    began: float
 
 
 class _Admission(NamedTuple):
@@ -165,20 +172,24 @@ class CircuitBreaker(View):
             news = _news.judge(error, self._counts)
             self._settle(moment.epoch, news, began)
             raise
+        self._count_success(moment, began)
+        return result
+
+    def _count_success(self, moment: Moment, began: float) -> None:
+        """Take in that a call went well that was let through in *moment*, closed, without a lock."""
         window = moment.window
         if window is None:
             # Nothing to forget, so no lock. A failure that another thread counts just after this
             # look came after this success, and stays counted.
             if self._moment.failures:
                 self._settle(moment.epoch, _news.SUCCESS)
-            return result
+            return
         at, step = self._clock(), window.step
         quick = began is _UNKNOWN or not self._is_slow(began, at)
         if quick and at < step.ends_at and not self._moment.failures:
             step.well += 1
         else:
             self._settle(moment.epoch, _news.SUCCESS, began)
-        return result
 
     def probe(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Like `call`, but an open breaker takes it as a probe before *reset_timeout* is over.
@@ -193,6 +204,26 @@ class CircuitBreaker(View):
         if self._moment.state is CLOSED:
             return self.call(func, *args, **kwargs)
         return self._call_as_probe(True, func, *args, **kwargs)
+
+    def begin(self) -> Ongoing | None:
+        """Return leave for a call that ends in another place than it begins; then `end` it there.
+
+        None unless the breaker is closed: a probe is a call of `call`. Leave that is lost costs
+        nothing, and any thread may end the call.
+        """
+        moment = self._moment
+        if moment.state is not CLOSED:
+            return None
+        slow = self._slow_above_s < math.inf
+        return Ongoing(moment, self._clock() - self._waited() if slow else _UNKNOWN)
+
+    def end(self, ongoing: Ongoing, error: RedisError | None = None) -> None:
+        """Take in that the call ended, well or with *error*. More than once if it has parts."""
+        moment, began = ongoing
+        if error is None:
+            self._count_success(moment, began)
+        else:
+            self._settle(moment.epoch, _news.judge(error, self._counts), began)
 
     def is_allowed(self) -> bool:
         """Ask leave for one call, for those who guard it by hand.

@@ -50,11 +50,9 @@ class Connection:
         self._replies = Replies(self._sock.recv)
 
     def exchange(
-        self, packed: bytes, asked: Sequence[bytes] | int, deadline: Deadline, room: int
+        self, packed: bytes, asked: Sequence[bytes], deadline: Deadline, room: int
     ) -> list[Reply]:
         """Send *packed* and read a reply for each of *asked*, which must be that.
-
-        A number stands for so many times VALUE.
 
         Connects first where that is needed. Error replies are returned. Raises RedisError, or
         what the system raises; then the connection must not be used again.
@@ -68,9 +66,9 @@ class Connection:
         sock.begin(deadline)
         answers.begin(room)
         sock.sendall(packed)
-        if isinstance(asked, int):
-            return answers.read_values(asked)
-        return [answers.read(one) for one in asked]
+        replies: list[Reply] = []
+        answers.read_all(asked, replies)
+        return replies
 
     # The same in steps, for whoever waits for several connections at a time.
 
@@ -110,6 +108,23 @@ class Connection:
         """Connect and log in; return the socket, on which anything may be said from now on."""
         self._open(deadline)
         return self._sock
+
+    # The same for an event loop, which waits for many things at a time.
+
+    def send_now(self, packed: bytes, room: int) -> bool:
+        """Send *packed* whole without a wait; False when that is not possible: it is of no use."""
+        sock = self._sock
+        self._replies.begin(room, sock.recv_now)
+        sock.begin(Deadline.over())
+        return not sock.send_some(memoryview(sock.to_wire(packed)))
+
+    def receive_now(self, asked: Sequence[bytes], replies: list[Reply]) -> bool:
+        """Read into *replies* what is there; return whether that is a reply for each of *asked*."""
+        try:
+            self._replies.read_all(asked, replies)
+        except BlockingIOError:
+            return False
+        return True
 
     def disconnect(self) -> None:
         """Close it, without a word to the server in a forked child. Idempotent."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jmcache.connection._cluster import Cluster
     from jmcache.connection._members import Guard
     from jmcache.connection._node import Limits, Node
+    from jmcache.connection._reading import Reading
     from jmcache.settings import CacheSettings
 
     Server = Node | Cluster
@@ -70,10 +71,11 @@ class RedisConnectionManager:
                 what tells whether an error is evidence against it; None: there is none.
         """
         # redis-py takes 0.15 s to import: paid here, neither by `import jmcache` nor by a call.
-        from jmcache.connection import _node
+        from jmcache.connection import _node, _reading
 
         self._make_limits = _node.Limits
         self._make_node = _node.Node
+        self._make_reading = _reading.Reading
         self._connection_class = connection_class
         self._connection_options = connection_options or {}
         self._make_guard = make_guard
@@ -146,6 +148,16 @@ class RedisConnectionManager:
         if len(names) == 1 or not self.in_parts:
             _raise_first([one for one in found if not isinstance(one, RedisWrongTypeError)])
         return self._found(found, len(names), len(leases))
+
+    def begin_reading(self, names: Sequence[bytes], deadline: Deadline) -> Reading | None:
+        """Ask for *names* without a wait, for an event loop; None where that is not possible.
+
+        Not retried, and for one server alone.
+        """
+        if self._closed or self._connection_class or self.in_parts:
+            return None
+        reading = self._make_reading(self._present.server, names, deadline)
+        return reading if reading.begin() else None
 
     def write(
         self, items: Sequence[Item], counters: Sequence[bytes], deadline: Deadline

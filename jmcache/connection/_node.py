@@ -101,7 +101,8 @@ class Node:
         if not names:
             return []
         count = len(names)
-        replies = self._exchange(b"".join(map(pack_get, names)), count, deadline, count)
+        packed = b"".join(map(pack_get, names))
+        replies = self._exchange(packed, (VALUE,) * count, deadline, count)
         return [self.told(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
@@ -176,7 +177,7 @@ class Node:
         return reply
 
     def _exchange(
-        self, packed: bytes, asked: Sequence[bytes] | int, deadline: Deadline, count: int = 1
+        self, packed: bytes, asked: Sequence[bytes], deadline: Deadline, count: int = 1
     ) -> list[Any]:
         pool = self._pool
         loan: list[Any] = []

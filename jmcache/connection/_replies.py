@@ -7,7 +7,7 @@ and bytes that nobody asked for are seen. No error's text shows a byte of a valu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
@@ -28,13 +28,17 @@ _CHUNK = 64 * 1024  # bytes a read reserves, whatever size was announced
 
 
 class Replies:
-    """Reads one connection. Used by one thread at a time; of no use after any exception."""
+    """Reads one connection. Used by one thread at a time.
 
-    __slots__ = ("_at", "_data", "_recv", "_room")
+    Of no use after any exception but a BlockingIOError of *recv*, which leaves everything as it was
+    before the reply that is not whole yet.
+    """
+
+    __slots__ = ("_at", "_data", "_recv", "_room", "_usual")
 
     def __init__(self, recv: Callable[[int], bytes]) -> None:
         """Read from *recv*, which is given a number of bytes and returns b"" at the end."""
-        self._recv = recv
+        self._usual = self._recv = recv
         self._data = b""
         self._at = 0  # of _data was read
         self._room = 0  # bytes that values may still have
@@ -44,12 +48,16 @@ class Replies:
         """True when more came than was asked for."""
         return self._at < len(self._data)
 
-    def begin(self, room: int) -> None:
+    def begin(self, room: int, recv: Callable[[int], bytes] | None = None) -> None:
         """Start an exchange whose values have at most *room* bytes together.
 
         What was unread is forgotten: it came over a connection that has been closed since.
+
+        Args:
+            recv: Read from this one until the next; it may raise BlockingIOError.
         """
         self._room = room
+        self._recv = recv or self._usual
         self._data = b""
         self._at = 0
 
@@ -78,15 +86,17 @@ class Replies:
             return [self._value(self._head(VALUE)) for _ in range(_number(head))]
         return head[1:]
 
-    def read_values(self, count: int) -> list[Reply]:
-        """Return what `read` would as *count* times VALUE was asked for, sooner."""
-        replies: list[Reply] = []
-        while len(replies) < count:
+    def read_all(self, asked: Sequence[bytes], replies: list[Reply]) -> None:
+        """Read what is missing in *replies*: one for each of *asked*, as `read` would.
+
+        May be repeated after a BlockingIOError of *recv*; *asked* is all VALUE then.
+        """
+        while len(replies) < len(asked):
             # The usual: "$", a few digits, and all that they announce is there.
             data, at = self._data, self._at
             end = data.find(_END, at, at + _LONGEST_HEAD)
             digits = data[at + 1 : end] if end > at else b""
-            if data[at : at + 1] == VALUE and digits.isdigit():
+            if asked[len(replies)] is VALUE and data[at : at + 1] == VALUE and digits.isdigit():
                 size = int(digits)
                 start = end + len(_END)
                 stop = start + size
@@ -98,8 +108,7 @@ class Replies:
             if at == len(data):
                 self._data, self._at = self._more(), 0
             else:
-                replies.append(self.read(VALUE))
-        return replies
+                replies.append(self.read(asked[len(replies)]))
 
     def _tree(self, head: bytes, levels: int) -> list[Any]:
         count = _number(head)
@@ -128,7 +137,9 @@ class Replies:
             if end >= 0:
                 self._data, self._at = data, end + len(_END)
                 return data[at:end]
-            data, at = data[at:] + self._more(), 0
+            self._data, self._at = data[at:], 0  # as much as there is, should there be no more yet
+            data = self._data = data[at:] + self._more()
+            at = 0
 
     def _value(self, head: bytes) -> bytes | None:
         if head == b"$-1":
@@ -142,9 +153,14 @@ class Replies:
         missing = self._at + size + len(_END) - len(self._data)
         if missing > 0:
             parts = [self._data[self._at :]]
-            while missing > 0:
-                parts.append(self._more())
-                missing -= len(parts[-1])
+            try:
+                while missing > 0:
+                    parts.append(self._more())
+                    missing -= len(parts[-1])
+            except BlockingIOError:  # to be read from its head on, when there is more
+                self._data, self._at = b"".join((head, _END, *parts)), 0
+                self._room += size
+                raise
             self._data, self._at = b"".join(parts), 0
         start, end = self._at, self._at + size
         if not self._data.startswith(_END, end):

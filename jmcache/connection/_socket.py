@@ -106,6 +106,17 @@ class DeadlineSocket:
             tls.received(self._receive(size))
         return data
 
+    def recv_now(self, size: int) -> bytes:
+        """As `recv`, or BlockingIOError where that would wait."""
+        tls = self._tls
+        if tls is None:
+            data: bytes = self._sock.recv(size)
+            return data
+        while (text := tls.read(size)) is None:
+            self._send(tls.to_send())
+            tls.received(self._sock.recv(size))
+        return text
+
     def fileno(self) -> int:
         """Return its descriptor; it is connected."""
         number: int = self._sock.fileno()

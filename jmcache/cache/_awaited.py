@@ -1,0 +1,152 @@
+"""A look whose answer an event loop waits for, in place of a thread."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from jmcache.cache._look import Key, Look
+from jmcache.connection import RedisConnectionManager
+from jmcache.deadline import Deadline
+from jmcache.envelope import Entry
+from jmcache.errors import (
+    RedisCorruptEntryError,
+    RedisError,
+    RedisTimeoutError,
+    RedisWrongTypeError,
+)
+from jmcache.invalidation import read_counter
+from jmcache.outcome import Outcome
+
+if TYPE_CHECKING:
+    from jmcache.cache._stops import Stops
+    from jmcache.connection._reading import Reading
+
+
+class AwaitedLook:
+    """Looks at several keys in one round trip, and in one more if an entry has tags.
+
+    On the loop's thread: `begin`, then `step` whenever `fileno` can be read, until that says it is
+    over; then `look` for each key. `close` in any case. Nothing here waits.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Key],
+        stops: Stops,
+        store: RedisConnectionManager,
+        end: Callable[[RedisError | None], None],
+        deadline: Deadline,
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            end: Told once how the question ended.
+            deadline: Of the question.
+        """
+        self._keys = keys
+        self._stops = stops
+        self._store = store
+        self._end = end
+        self._deadline = deadline
+        self._space = b""
+        self._reading: Reading | None = None
+        self._names: tuple[bytes, ...] = ()  # of the counters that are asked for
+        self._known: dict[bytes, int | RedisError | None] = {}
+        self._entries: dict[Key, Entry | RedisError | None] | None = None
+        self._error: RedisError | None = None
+
+    def begin(self, space: bytes) -> bool:
+        """Ask for the keys, and for the counter *space*; False when that takes a wait."""
+        self._space = space
+        self._names = (space,)
+        self._ask([key.name for key in self._keys])
+        return self._reading is not None
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for. Another one perhaps after each `step`."""
+        return -1 if self._reading is None else self._reading.fileno()
+
+    def step(self) -> bool:
+        """Read what is there; return whether it is over."""
+        if self._reading is None:
+            return True
+        try:
+            if not self._reading.step():
+                return False
+            found = self._reading.found
+            for answer in found:
+                if isinstance(answer, RedisError) and not isinstance(answer, RedisWrongTypeError):
+                    raise answer
+        except RedisError as error:
+            self._fail(error)
+            return True
+        self._reading = None
+        self._learn(found)
+        return self._reading is None
+
+    def give_up(self) -> None:
+        """The time is over."""
+        if self._reading is not None:
+            self._fail(self._reading.give_up())
+
+    def close(self) -> None:
+        """Let go of the connection. Idempotent."""
+        if self._reading is not None:
+            self._reading.close()
+
+    def look(self, key: Key) -> Look | RedisError | None:
+        """Return what was found for *key*, its value SEALED, or what it ended in.
+
+        None: a thread has to ask again, because that may help or because there is more to do.
+        """
+        if self._error is not None:
+            return _for_one(self._error)
+        if self._entries is None:
+            return None
+        try:
+            look = self._stops.weigh(
+                key, self._entries[key], self._space, self._known, self._deadline, decode=False
+            )
+        except RedisError as error:
+            # What is corrupt is to be removed, which takes a round trip.
+            return None if error.outcome is Outcome.CORRUPT else error
+        return look
+
+    def _ask(self, names: Iterable[bytes]) -> None:
+        self._reading = self._store.begin_reading([*names, *self._names], self._deadline)
+
+    def _learn(self, found: Sequence[bytes | RedisError | None]) -> None:
+        counters = found[len(found) - len(self._names) :]
+        for name, stored in zip(self._names, counters, strict=True):
+            self._known[name] = stored if isinstance(stored, RedisError) else read_counter(stored)
+        if self._entries is not None:
+            return
+        self._end(None)
+        self._stops.remember(self._space, self._known[self._space])
+        blobs = zip(self._keys, found, strict=False)
+        self._entries = {key: self._stops.unseal(key, blob) for key, blob in blobs}
+        tagged = [entry for entry in self._entries.values() if isinstance(entry, Entry)]
+        tags = {tag for entry in tagged for tag in entry.tags}
+        if tags:
+            self._names = tuple(map(self._stops.keys.tag_counter, tags))
+            self._ask(())
+            if self._reading is None:
+                self._entries = None
+
+    def _fail(self, error: RedisError) -> None:
+        self._reading = None
+        self._end(error)
+        if self._entries is None:
+            self._error = error
+        else:  # it costs entries with tags alone
+            self._known.update(dict.fromkeys(self._names, error))
+
+
+def _for_one(error: RedisError) -> RedisError | None:
+    """Return *error* for one of those whom it concerns; None if asking again may help."""
+    spoilt = isinstance(error, RedisCorruptEntryError)  # one value spoils the common reply
+    if spoilt or (error.retryable and not isinstance(error, RedisTimeoutError)):
+        return None
+    return copy.copy(error)
