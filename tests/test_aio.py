@@ -29,7 +29,7 @@ from jmcache.testing import PrivateServer
 
 MakeSettings = Callable[..., CacheSettings]
 
-SYNC_ONLY = {"give_up", "answers_at_once", "close", "computing", "computing_many"}
+SYNC_ONLY = {"adapting", "give_up", "answers_at_once", "close", "computing", "computing_many"}
 NOT_AWAITED = {"cached"}  # returns a decorator
 ASYNC_ONLY = {"sync", "aclose"}
 

@@ -286,7 +286,6 @@ WRONG: dict[str, tuple[str, bytes]] = {
     "a list too short": ("get_many", b"*1\r\n$1\r\nv\r\n"),
     "a list too long": ("get_many", b"*3\r\n$1\r\nv\r\n$1\r\nv\r\n$1\r\nv\r\n"),
     "a list of numbers": ("get_many", b"*2\r\n:1\r\n:2\r\n"),
-    "a value for a list": ("get_many", b"$1\r\nv\r\n"),
     "a value for a status": ("set", b"$2\r\nOK\r\n"),
     "another status": ("set", b"+PONG\r\n"),
     "nothing for a status": ("set_many", b"$-1\r\n"),

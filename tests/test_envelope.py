@@ -37,6 +37,7 @@ entries = st.builds(
         tuple
     ),
     negative=st.booleans(),
+    expires_ms=st.just(0),
 )
 
 

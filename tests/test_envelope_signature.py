@@ -68,6 +68,7 @@ entries = st.builds(
     body=st.binary(max_size=300) | st.integers(1, 4000).map(b"compressible ".__mul__),
     created_ms=st.integers(0, 2**64 - 1),
     soft_ttl_ms=st.integers(0, 2**32 - 1),
+    load_cost_ms=st.just(0),
     generation=st.integers(0, 2**64 - 1),
     tags=st.lists(st.text("añ", max_size=20), max_size=5).map(tuple),
     negative=st.booleans(),

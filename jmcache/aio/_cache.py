@@ -17,6 +17,7 @@ from typing import Any, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack, overl
 from jmcache.aio._driver import Driver
 from jmcache.aio._reads import Reads
 from jmcache.aio._threads import Call, Threads
+from jmcache.aio._writes import Writes
 from jmcache.cache import (
     NO_DEFAULT,
     AsyncCachedFunction,
@@ -45,6 +46,14 @@ T = TypeVar("T")
 _INVALIDATIONS = frozenset({"delete", "delete_many", "invalidate_tags", "clear"})
 
 
+class _Gathered:
+    """What is gathered on one loop."""
+
+    def __init__(self, cache: Cache, threads: Threads, loop: asyncio.AbstractEventLoop) -> None:
+        self.reads = Reads(cache.adapting, loop)
+        self.writes = Writes(cache, threads, loop)
+
+
 class AsyncRedisCache:
     """A cache for coroutines: the names and signatures of RedisCache, awaited.
 
@@ -70,7 +79,8 @@ class AsyncRedisCache:
         # Without `self` in it: who lets go of an adapter lets its threads end.
         self._threads = Threads(lambda: max_threads or cache.settings.max_connections)
         self._driver = Driver(cache, self._threads)
-        self._here = threading.local()  # the reads of the loop that this thread runs
+        self._adapting = cache.adapting
+        self._here = threading.local()  # what is gathered on the loop that this thread runs
 
     @property
     def sync(self) -> Cache:
@@ -118,6 +128,9 @@ class AsyncRedisCache:
         timeout: Timeout = None,
     ) -> bool:
         """See Cache.set."""
+        if timeout is None and not tags and not self._cache.answers_at_once:
+            kept, slot = self._adapting.to_keep(ttl), self._adapting.key(key)
+            return await self._gathered().writes.set(slot, value, kept)
         return await self._call("set", self._cache.set, key, value, ttl, tags=tags, timeout=timeout)
 
     async def set_many(
@@ -302,24 +315,24 @@ class AsyncRedisCache:
     async def _find(self, key: str, validate: Validate | None, timeout: Timeout) -> Look | Lookup:
         deadline = Deadline.of_call(timeout, self.settings.operation_timeout)
         # What the application has to say of a value takes its time, and has no place on the loop.
-        if not (validate or self._cache.validates or self._cache.answers_at_once):
+        if not (validate or self._adapting.validates or self._cache.answers_at_once):
             started = time.perf_counter()
-            found = await self._reads().look(self._cache.key(key), deadline)
+            found = await self._gathered().reads.look(self._adapting.key(key), deadline)
             if found is not None:
-                found = self._cache.decoded(found, deadline)
+                found = self._adapting.decoded(found, deadline)
                 # What is corrupt is to be removed, which is for a thread.
                 if found.outcome is not Outcome.CORRUPT:
-                    return self._cache.found(found, started)
+                    return self._adapting.found(found, started)
         return await self._call(
             "lookup", self._cache.lookup, key, validate=validate, timeout=deadline
         )
 
-    def _reads(self) -> Reads:
+    def _gathered(self) -> _Gathered:
         loop = asyncio.get_running_loop()
-        reads: Reads | None = getattr(self._here, "reads", None)
-        if reads is None or reads.loop() is not loop:
-            reads = self._here.reads = Reads(self._cache, loop)
-        return reads
+        gathered: _Gathered | None = getattr(self._here, "gathered", None)
+        if gathered is None or gathered.reads.loop() is not loop:
+            gathered = self._here.gathered = _Gathered(self._cache, self._threads, loop)
+        return gathered
 
     async def _call(
         self, operation: str, method: Callable[..., T], *args: Any, timeout: Timeout, **options: Any

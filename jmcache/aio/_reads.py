@@ -1,19 +1,16 @@
 """Reads of one event loop, gathered into one round trip that the loop itself waits for.
 
-What is asked in one turn of the loop leaves together. What is asked while an answer is on its way
-waits for it, and leaves with the others, after ``_PATIENCE_S`` at the latest: so the more callers
-there are, the fewer round trips each costs, and a single one waits for nothing. No thread takes
-part: a hop there and back costs more than the read. Whatever would take a wait is left to one: a
-connection that has to be made, a second attempt, the removal of what is corrupt.
+No thread takes part: a hop there and back costs more than the read. Whatever would take a wait is
+left to one: a connection that has to be made, a second attempt, the removal of what is corrupt.
 """
 
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections import deque
 
-from jmcache.cache import AwaitedLook, Cache, Key, Look
+from jmcache.aio._gathering import Gathering
+from jmcache.cache import Adapting, AwaitedLook, Key, Look
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError, RedisTimeoutError
 
@@ -43,18 +40,15 @@ class _Read:
             self.future.set_result(answer)
 
 
-class Reads:
+class Reads(Gathering[_Read]):
     """Those of one loop, for its thread alone."""
 
-    def __init__(self, cache: Cache, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = weakref.ref(loop)  # a loop that is done with is not kept
+    def __init__(self, cache: Adapting, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop, _PATIENCE_S)
         self._cache = cache
-        self._waiting: deque[_Read] = deque()
-        self._out: set[_Flight] = set()
-        self._leaving: asyncio.Handle | None = None
+        self._flights: set[_Flight] = set()
         self._alarm: asyncio.TimerHandle | None = None  # for whoever is out for too long
         self._alarm_at = 0.0
-        self._crowd = 0  # callers of the latest flight
         self._large: dict[Key, None] = {}
         self._expected = 0.0  # bytes of a value
 
@@ -63,47 +57,34 @@ class Reads:
 
         None: a thread has to ask.
         """
-        loop = asyncio.get_running_loop()
-        read = _Read(key, deadline, loop.create_future())
-        self._waiting.append(read)
-        if self._leaving is None:
-            if self._out:
-                self._leaving = loop.call_later(_PATIENCE_S, self._leave)
-            elif self._crowd > 1:
-                self._leaving = loop.call_soon(self._leave)  # with whoever else asks in this turn
-            else:
-                self._leave()
+        read = _Read(key, deadline, asyncio.get_running_loop().create_future())
+        self.add(read)
         return await read.future
 
-    def _leave(self) -> None:
-        self._leaving = None
-        while self._waiting:
-            flock = self._take()
-            if not flock:
-                return
-            self._crowd = len(flock)
-            flight = _Flight(self, flock)
-            look = self._cache.begin_look(flight.keys, flight.deadline)
-            if look is None:
-                for read in flock:
-                    read.tell(None)
-            else:
-                self._out.add(flight)
-                flight.begin(look)
-                self._see_to(flight)
-
-    def _take(self) -> list[_Read]:
+    def take(self) -> list[_Read]:
         most = min(_MOST, int(_MOST_BYTES / (self._expected + 1)) or 1)
         flock: list[_Read] = []
-        while self._waiting and len(flock) < most:
-            if self._waiting[0].key in self._large and flock:
+        while self.waiting and len(flock) < most:
+            if self.waiting[0].key in self._large and flock:
                 break
-            read = self._waiting.popleft()
+            read = self.waiting.popleft()
             if not read.future.done():
                 flock.append(read)
             if read.key in self._large:
                 break
         return flock
+
+    def depart(self, flock: list[_Read]) -> bool:
+        flight = _Flight(self, flock)
+        look = self._cache.begin_look(flight.keys, flight.deadline)
+        if look is None:
+            for read in flock:
+                read.tell(None)
+            return False
+        self._flights.add(flight)
+        flight.begin(look)
+        self._see_to(flight)
+        return True
 
     def _see_to(self, flight: _Flight) -> None:
         """Have *flight* looked after when it is due."""
@@ -118,19 +99,16 @@ class Reads:
 
     def _ring(self) -> None:
         self._alarm = None
-        for flight in tuple(self._out):
+        for flight in tuple(self._flights):
             if flight.due.expired:
                 flight.time_over()
-        if self._out:
-            self._see_to(min(self._out, key=lambda flight: flight.due.at))
+        if self._flights:
+            self._see_to(min(self._flights, key=lambda flight: flight.due.at))
 
-    def landed(self, flight: _Flight) -> None:
-        """Its round trip is over."""
-        self._out.discard(flight)
-        if self._waiting and not self._out:
-            if self._leaving is not None:
-                self._leaving.cancel()
-            self._leave()
+    def over(self, flight: _Flight) -> None:
+        """Its round trip is."""
+        self._flights.discard(flight)
+        self.landed()
 
     def learn(self, key: Key, look: Look) -> int:
         """Note and return how large a value is, in bytes."""
@@ -207,7 +185,7 @@ class _Flight:
         self._look.close()
         self._todo.extend(self._flock)
         self._hand_out()
-        self._reads.landed(self)
+        self._reads.over(self)
 
     def _hand_out(self) -> None:
         """Let as many go on as have values that the loop can be spared to decode in one turn."""

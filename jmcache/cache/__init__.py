@@ -5,6 +5,7 @@ _redis    the cache in Redis
 _local    the cache in this process
 _stops    the order of the stops; only it knows them
 _look     what a look finds
+_adapting what an adapter asks besides the verbs
 _awaited  a look that an event loop waits for
 _cached   functions whose results are cached
 _compute  values from the cache, or computed once and kept
@@ -16,6 +17,7 @@ _guard    how many may compute while Redis is away
 _keeper   whose lease lasts while they compute
 """
 
+from jmcache.cache._adapting import Adapting
 from jmcache.cache._awaited import AwaitedLook
 from jmcache.cache._cache import NO_DEFAULT, Cache, Timeout
 from jmcache.cache._cached import (
@@ -28,7 +30,7 @@ from jmcache.cache._cached import (
 )
 from jmcache.cache._loaders import LoadContext, load_context
 from jmcache.cache._local import LocalCache
-from jmcache.cache._look import Key, Look
+from jmcache.cache._look import Kept, Key, Look
 from jmcache.cache._plan import FunctionOptions, Options, Plan, is_limit
 from jmcache.cache._redis import RedisCache
 from jmcache.cache._steps import Ask, Join, Load, Loading, Pause, Step, Steps, Work, loading
@@ -36,6 +38,7 @@ from jmcache.cache._stops import Validate
 
 __all__ = [
     "NO_DEFAULT",
+    "Adapting",
     "Ask",
     "AsyncCachedFunction",
     "AwaitedLook",
@@ -43,6 +46,7 @@ __all__ = [
     "CachedFunction",
     "FunctionOptions",
     "Join",
+    "Kept",
     "Key",
     "KeySpec",
     "Load",

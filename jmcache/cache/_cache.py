@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
 from jmcache.background import Background
-from jmcache.cache._awaited import AwaitedLook
+from jmcache.cache._adapting import Adapting
 from jmcache.cache._cached import CachedFunction, KeySpec, TagsSpec, check_cached, decorator
 from jmcache.cache._compute import Computation, Spawn
 from jmcache.cache._guard import LoadGuard
@@ -150,7 +150,11 @@ class Cache:
         except RedisError as error:
             self._stops.discard_corrupt({slot: error}, deadline)
             look = error
-        return self.found(look, started)
+        if isinstance(look, RedisError):
+            self.give_up("lookup", look, started)
+            return Look(look.outcome, look.reason)
+        self._monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
+        return look
 
     def get_many(
         self, keys: Iterable[str], *, validate: Validate | None = None, timeout: Timeout = None
@@ -202,31 +206,6 @@ class Cache:
 
         return self._operate("exists", timeout, look)
 
-    def key(self, key: str) -> Key:
-        """Return *key* as the stops know it, for adapters. Raises TypeError for what is no text."""
-        return self._key(key)
-
-    def begin_look(self, keys: Sequence[Key], deadline: Deadline) -> AwaitedLook | None:
-        """Begin to look at *keys* for an event loop; None where a thread has to."""
-        return self._stops.begin_look(keys, deadline)
-
-    def decoded(self, look: Look | RedisError, deadline: Deadline) -> Look | RedisError:
-        """Return *look* with its value, or what that ended in; for adapters."""
-        if isinstance(look, RedisError):
-            return look
-        try:
-            return self._stops.decoded(look, deadline)
-        except RedisError as error:
-            return error
-
-    def found(self, look: Look | RedisError, started: float) -> Look:
-        """Count a get that ended in *look*, for adapters."""
-        if isinstance(look, RedisError):
-            self.give_up("lookup", look, started)
-            return Look(look.outcome, look.reason)
-        self._monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
-        return look
-
     # Writing ------------------------------------------------------------------------------------
 
     def set(
@@ -260,7 +239,8 @@ class Cache:
             self._stops.check_usable()
             check_time(deadline)
             body = self._stops.pack(value)
-            for refusal in self._stops.write([(slot, body, kept)], labels, deadline):
+            [refusal] = self._stops.write([(slot, body, kept)], labels, deadline)
+            if refusal is not None:
                 raise refusal
             return True
 
@@ -288,27 +268,40 @@ class Cache:
         kept = Kept(self._ttl(ttl))
         labels = check_tags(tags)
         deadline = self._deadline(timeout)
-        slots = {key: self._key(key) for key in mapping}
-        entries = []
-        problems: list[RedisError] = []
+        wanted = [(self._key(key), value, kept) for key, value in mapping.items()]
         try:
-            self._stops.check_usable()
-            for key, slot in slots.items():
-                check_time(deadline)
-                try:
-                    entries.append((slot, self._stops.pack(mapping[key]), kept))
-                except RedisSerializationError as error:
-                    problems.append(error)
-            if entries:
-                problems += self._stops.write(entries, labels, deadline)
+            answers = self._set_each(wanted, labels, deadline)
         except RedisError as error:
-            return bool(self.give_up("set_many", error, started, len(slots)))
+            return bool(self.give_up("set_many", error, started, len(wanted)))
+        problems = [answer for answer in answers if answer is not None]
         for problem in problems:
             self._stops.note("set_many", problem)
         endings: list[Ending] = [(problem.outcome, problem.reason) for problem in problems]
-        endings += [(Outcome.DONE, "")] * (len(slots) - len(problems))
+        endings += [(Outcome.DONE, "")] * (len(wanted) - len(problems))
         self._monitor.record_many("set_many", endings, time.perf_counter() - started)
         return not problems
+
+    def _set_each(
+        self, wanted: Sequence[tuple[Key, Any, Kept]], labels: tuple[str, ...], deadline: Deadline
+    ) -> list[RedisError | None]:
+        """Keep values in one round trip, uncounted; None for each, or why not.
+
+        Raises RedisError when none could be kept, for the same reason.
+        """
+        self._stops.check_usable()
+        answers: list[RedisError | None] = []
+        entries = []
+        for key, value, kept in wanted:
+            check_time(deadline)
+            try:
+                entries.append((key, self._stops.pack(value), kept))
+                answers.append(None)
+            except RedisSerializationError as error:
+                answers.append(error)
+        if entries:
+            written = iter(self._stops.write(entries, labels, deadline))
+            answers = [next(written) if answer is None else answer for answer in answers]
+        return answers
 
     def delete(self, key: str, *, timeout: Timeout = None) -> bool:
         """Remove *key*; return True when Redis confirmed that it is gone, there before or not.
@@ -619,9 +612,9 @@ class Cache:
             self._move(chosen)
 
     @property
-    def validates(self) -> bool:
-        """Is every value that is found given to a validation of the application?"""
-        return self._stops.validates
+    def adapting(self) -> Adapting:
+        """The same in pieces, for adapters that wait in a way of their own."""
+        return Adapting(self, self._stops)
 
     @property
     def answers_at_once(self) -> bool:

@@ -46,6 +46,7 @@ from jmcache.store import Found, Item, Store
 
 T = TypeVar("T")
 Validate = Callable[[Any], object] | type | Any
+Problems = dict[int, RedisError]  # by the place of what they are about
 Counters = dict[bytes, int | RedisError | None]  # an error: where it is kept is away
 
 # Looking a member up in its class costs 3.11 as much as a dict.
@@ -382,42 +383,42 @@ class Stops:
         entries: Sequence[tuple[Key, bytes, Kept]],
         tags: tuple[str, ...],
         deadline: Deadline,
-    ) -> list[RedisError]:
-        """Store serialized values whatever is there; return why some of them were refused."""
+    ) -> list[RedisError | None]:
+        """Store serialized values whatever is there; for each None, or why it was refused."""
         names = [key.name for key, _, _ in entries]
         with self.journal.overtaking(names, deadline) as owed:
             problems = self._write_all(entries, tags, deadline)
             if not problems:
                 self.journal.forgive(owed)
-        return problems
+        return [problems.get(place) for place in range(len(entries))]
 
     def _write_all(
         self,
         entries: Sequence[tuple[Key, bytes, Kept]],
         tags: tuple[str, ...],
         deadline: Deadline,
-    ) -> list[RedisError]:
+    ) -> Problems:
         labels = tuple(map(self.keys.tag_counter, tags))
+        homes = [self._space_of(key) for key, _, _ in entries]
+        counters = (*dict.fromkeys(homes), *labels)
         known: Counters = {**self._seen}
-        problems: list[RedisError] = []
+        problems: Problems = {}
         for _ in range(2):
-            homes = [self._space_of(key) for key, _, _ in entries]
-            counters = (*dict.fromkeys(homes), *labels)
             known = {counter: known.get(counter) for counter in counters}
             if not all([isinstance(value, int) for value in known.values()]):
                 self.check_writable()  # or writes that are held back would each be a question
                 known = self._look_up(counters, deadline)
-            items: dict[bytes, list[Item]] = {home: [] for home in homes}
-            problems = []
-            for entry, home in zip(entries, homes, strict=True):
+            items: dict[bytes, dict[int, Item]] = {home: {} for home in homes}
+            problems = {}
+            for place, (entry, home) in enumerate(zip(entries, homes, strict=True)):
                 try:
-                    items[home].append(self._seal_with(entry, tags, (home, *labels), known))
+                    items[home][place] = self._seal_with(entry, tags, (home, *labels), known)
                 except RedisError as error:
-                    problems.append(error)
+                    problems[place] = error
             if len(problems) == len(entries):
                 raise problems[0]
             refused, now = self.ask_to_write(self._write, items, deadline)
-            problems += refused
+            problems |= refused
             if not [home for home in now if _has_moved(known[home], now[home])]:
                 break
             # Cleared or flushed since a counter was looked at, before this write: once more.
@@ -440,12 +441,14 @@ class Stops:
         return self.seal(key, body, kept._replace(tags=tags, generation=generation))
 
     def _write(
-        self, items: Mapping[bytes, Sequence[Item]], deadline: Deadline
-    ) -> tuple[list[RedisError], Counters]:
+        self, items: Mapping[bytes, Mapping[int, Item]], deadline: Deadline
+    ) -> tuple[Problems, Counters]:
         """Store *items*, by their counters; return what went wrong, and the counters after that."""
         spaces = tuple(items)
-        every = [(space, item) for space in spaces for item in items[space]]
-        replies, found = self.store.write([item for _, item in every], spaces, deadline)
+        every = [(space, place) for space in spaces for place in items[space]]
+        replies, found = self.store.write(
+            [items[space][place] for space, place in every], spaces, deadline
+        )
         refused = [error for error in replies if error is not None]
         if len(refused) == len(every):  # else there is a part of Redis that takes them
             for error in refused:
@@ -454,11 +457,14 @@ class Stops:
         now = _known(spaces, found)
         for space in spaces:
             self.remember(space, now[space])
-        for (space, _), reply in zip(every, replies, strict=True):
+        problems: Problems = {}
+        for (space, place), reply in zip(every, replies, strict=True):
             value = now[space]
-            if reply is None and isinstance(value, RedisError):
-                refused.append(value)  # stored, but nobody can say whether it still counts
-        return refused, now
+            if reply is not None:
+                problems[place] = reply
+            elif isinstance(value, RedisError):
+                problems[place] = value  # stored, but nobody can say whether it still counts
+        return problems, now
 
     def delete(self, keys: Sequence[Key], deadline: Deadline) -> int:
         """Remove *keys*, or keep that they are to be removed; return how many were there."""

@@ -176,7 +176,7 @@ class CircuitBreaker(View):
         return result
 
     def _count_success(self, moment: Moment, began: float) -> None:
-        """Take in that a call went well that was let through in *moment*, closed, without a lock."""
+        """Take in that a call went well that a closed breaker let through."""
         window = moment.window
         if window is None:
             # Nothing to forget, so no lock. A failure that another thread counts just after this

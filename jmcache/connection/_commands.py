@@ -59,9 +59,9 @@ def get(name: bytes) -> Command:
     return Command(name, pack_get(name), VALUE)
 
 
-def void(lease: bytes) -> Command:
-    """Take a lease from whoever holds it."""
-    return Command(lease, pack(b"UNLINK", lease), NUMBER)
+def void(*leases: bytes) -> Command:
+    """Take leases, one at least, from whoever holds them."""
+    return Command(leases[0], pack(b"UNLINK", *leases), NUMBER)
 
 
 def store(item: Item) -> Command:

@@ -75,7 +75,7 @@ class RedisConnectionManager:
 
         self._make_limits = _node.Limits
         self._make_node = _node.Node
-        self._make_reading = _reading.Reading
+        self._make_reading: Callable[..., Reading] = _reading.Reading
         self._connection_class = connection_class
         self._connection_options = connection_options or {}
         self._make_guard = make_guard
@@ -163,15 +163,14 @@ class RedisConnectionManager:
         self, items: Sequence[Item], counters: Sequence[bytes], deadline: Deadline
     ) -> tuple[list[RedisError | None], list[bytes | RedisError | None]]:
         """See Store.write."""
-        commands = [_commands.void(item.lease) for item in items]
+        leases = [item.lease for item in items]
+        commands = self._void(leases)
+        before = len(commands)
         commands += map(_commands.store, items)
         commands += map(_commands.get, counters)
-        count = len(items)
-        replies = self._each(commands, deadline)
-        return (
-            [reply if isinstance(reply, RedisError) else None for reply in replies[count:][:count]],
-            replies[2 * count :],
-        )
+        replies = self._each(commands, deadline)[before:]
+        stored, found = replies[: len(items)], replies[len(items) :]
+        return [reply if isinstance(reply, RedisError) else None for reply in stored], found
 
     def take(
         self,
@@ -237,6 +236,11 @@ class RedisConnectionManager:
             counters,
             [None if isinstance(reply, RedisError) else reply for reply in holders],
         )
+
+    def _void(self, leases: Sequence[bytes]) -> list[Command]:
+        if self.in_parts:  # each may be another node's
+            return [_commands.void(lease) for lease in leases]
+        return [_commands.void(*leases)] if leases else []
 
     def _each(self, commands: Sequence[Command], deadline: Deadline) -> list[Any]:
         replies: list[Any] = self._carry_out("ask_each", commands, deadline)

@@ -1,0 +1,71 @@
+"""What coroutines of one loop ask for, gathered so that many leave in one flight.
+
+What is asked in one turn of the loop leaves together. What is asked while a flight is out waits for
+it, and leaves with the others, after a little patience at the latest: so the more callers there
+are, the less each of them costs, and a single one waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from typing import Generic, TypeVar
+
+W = TypeVar("W")
+
+
+class Gathering(Generic[W]):
+    """Who waits to leave; for the thread of its loop alone. A subclass says how they leave."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+        """Wait for nobody yet.
+
+        Args:
+            patience_s: Seconds that somebody waits for a flight that is out.
+        """
+        self.loop = weakref.ref(loop)  # a loop that is done with is not kept
+        self.waiting: deque[W] = deque()
+        self._patience_s = patience_s
+        self._out = 0  # flights
+        self._leaving: asyncio.Handle | None = None
+        self._crowd = 0  # of the latest flight
+
+    def add(self, one: W) -> None:
+        """Let *one* leave as soon as may be."""
+        self.waiting.append(one)
+        if self._leaving is not None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._out:
+            self._leaving = loop.call_later(self._patience_s, self._leave)
+        elif self._crowd > 1:
+            self._leaving = loop.call_soon(self._leave)  # with whoever else asks in this turn
+        else:
+            self._leave()
+
+    def landed(self) -> None:
+        """A flight is over."""
+        self._out -= 1
+        if self.waiting and not self._out:
+            if self._leaving is not None:
+                self._leaving.cancel()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._leaving = None
+        while self.waiting:
+            flock = self.take()
+            if not flock:
+                return
+            self._crowd = len(flock)
+            if self.depart(flock):
+                self._out += 1
+
+    def take(self) -> list[W]:
+        """Return those of the first that wait who may leave together; they wait no more."""
+        raise NotImplementedError
+
+    def depart(self, flock: list[W]) -> bool:
+        """Let *flock* leave, which calls `landed` once it is over; False when it is over now."""
+        raise NotImplementedError

@@ -1,0 +1,64 @@
+"""What an adapter for event loops asks of a cache besides its verbs: the same in pieces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jmcache.cache._awaited import AwaitedLook
+from jmcache.cache._look import Kept, Key, Look
+from jmcache.cache._stops import Stops
+from jmcache.deadline import Deadline
+from jmcache.errors import RedisError
+from jmcache.outcome import Outcome
+
+if TYPE_CHECKING:
+    from jmcache.cache._cache import Cache
+
+
+class Adapting:
+    """One cache, taken apart. Thread-safe, as that is; what it does not say of waits, waits not."""
+
+    def __init__(self, cache: Cache, stops: Stops) -> None:
+        self._cache = cache
+        self._stops = stops
+        self.key = cache._key  # noqa: SLF001 - of the same package
+        self.set_each = cache._set_each  # noqa: SLF001  waits for Redis
+
+    @property
+    def validates(self) -> bool:
+        """Is every value that is found given to a validation of the application?"""
+        return self._stops.validates
+
+    def to_keep(self, ttl: float | None) -> Kept:
+        """Return how an entry is kept for *ttl* seconds. Raises ValueError."""
+        return Kept(self._cache._ttl(ttl))  # noqa: SLF001
+
+    def begin_look(self, keys: Sequence[Key], deadline: Deadline) -> AwaitedLook | None:
+        """Begin to look at *keys*; None where that takes a wait."""
+        return self._stops.begin_look(keys, deadline)
+
+    def decoded(self, look: Look | RedisError, deadline: Deadline) -> Look | RedisError:
+        """Return *look* with its value, or what that ended in."""
+        if isinstance(look, RedisError):
+            return look
+        try:
+            return self._stops.decoded(look, deadline)
+        except RedisError as error:
+            return error
+
+    def found(self, look: Look | RedisError, started: float) -> Look:
+        """Count a get that *started* then, by time.perf_counter, and ended in *look*."""
+        if isinstance(look, RedisError):
+            self._cache.give_up("lookup", look, started)
+            return Look(look.outcome, look.reason)
+        self._stops.monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
+        return look
+
+    def wrote(self, problem: RedisError | None, started: float) -> bool:
+        """Count a set that *started* then and ended in *problem*, or well."""
+        if problem is not None:
+            return bool(self._cache.give_up("set", problem, started))
+        self._stops.monitor.record("set", Outcome.DONE, "", time.perf_counter() - started)
+        return True
