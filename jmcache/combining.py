@@ -25,6 +25,8 @@ from jmcache.fork import renew_in_child
 
 K = TypeVar("K", bound=Hashable)
 A = TypeVar("A")
+Ask = Callable[[K, Deadline], A]
+AskTogether = Callable[[Sequence[K], Deadline], Sequence[A | RedisError]]
 
 _LANES = 4  # that many ask side by side before anybody waits, while there is no crowd
 _CROWD = 3.0  # callers in one round trip, of late, from which on waiting for each other pays
@@ -94,22 +96,8 @@ class Combiner(Generic[K, A]):
     signal handler raises leaves nobody waiting for ever. A forked child begins anew.
     """
 
-    def __init__(
-        self,
-        ask: Callable[[K, Deadline], A],
-        ask_together: Callable[[Sequence[K], Deadline], Sequence[A | RedisError]],
-        size_of: Callable[[A], int],
-    ) -> None:
-        """Ask nothing yet.
-
-        Args:
-            ask: Given a key and a deadline; returns the answer or raises RedisError.
-            ask_together: The same in one round trip, for keys one of which may be there twice: an
-                answer for each. What it raises counts for all of them.
-            size_of: Bytes of an answer.
-        """
-        self._ask = ask
-        self._ask_together = ask_together
+    def __init__(self, size_of: Callable[[A], int]) -> None:
+        """Ask nothing yet; *size_of*: bytes of an answer."""
         self._size_of = size_of
         self._renew_in_child()
         renew_in_child(self._renew_in_child)
@@ -121,32 +109,37 @@ class Combiner(Generic[K, A]):
         self._expected = 0.0  # bytes of an answer
         self._crowd = 0.0  # callers in one round trip
 
-    def get(self, key: K, deadline: Deadline) -> A:
+    def get(self, key: K, deadline: Deadline, ask: Ask[K, A], ask_together: AskTogether[K, A]) -> A:
         """Return the answer for *key*.
+
+        Args:
+            ask: Given a key and a deadline; returns the answer or raises RedisError.
+            ask_together: The same in one round trip, for keys one of which may be there twice: an
+                answer for each. What it raises counts for all of them.
 
         Raises:
             RedisError: There was none, as the one who asked was told. RedisTimeoutError also when
                 *deadline* was over before that.
         """
         if self._has_room() or key in self._large:
-            return self._get_alone(key, deadline)
+            return self._get_alone(key, deadline, ask)
         want: _Want[K, A] = _Want(key, deadline)
         try:
             self._waiting.append(want)
-            self._wait(want)
+            self._wait(want, ask_together)
         finally:
             self._leave(want)
         if want.answered:
             return want.answer
         if want.alone:
-            return self._get_alone(key, deadline)
+            return self._get_alone(key, deadline, ask)
         raise want.error or RedisTimeoutError("no answer within the deadline")
 
-    def _get_alone(self, key: K, deadline: Deadline) -> A:
+    def _get_alone(self, key: K, deadline: Deadline, ask: Ask[K, A]) -> A:
         turn = _Turn(deadline)
         try:
             self._out[turn] = None
-            answer = self._ask(key, deadline)
+            answer = ask(key, deadline)
         finally:
             self._out.pop(turn, None)
             if self._waiting:
@@ -154,10 +147,10 @@ class Combiner(Generic[K, A]):
         self._learn(key, answer)
         return answer
 
-    def _wait(self, want: _Want[K, A]) -> None:
+    def _wait(self, want: _Want[K, A], ask: AskTogether[K, A]) -> None:
         """Until it has its answer, or its time is over; or ask for all that wait, in its turn."""
         if self._has_room():  # whoever it was to wait for has come back meanwhile
-            self._lead(want)
+            self._lead(want, ask)
         patient_until = time.monotonic() + _PATIENCE_S
         while not want.is_over() and (left_s := want.deadline.remaining()) > 0.0:
             look_again_s = _PATIENCE_S if self._is_first(want) else _LOOK_AGAIN_S
@@ -166,7 +159,7 @@ class Combiner(Generic[K, A]):
                 return
             if self._is_first(want) and (rung or time.monotonic() >= patient_until):
                 self._forget_lost()
-                self._lead(want)
+                self._lead(want, ask)
             elif not rung and want.is_lost:
                 want.alone = True
             elif not rung and want.turn is None and want not in self._waiting:
@@ -201,7 +194,7 @@ class Combiner(Generic[K, A]):
             if turn.ends_at < now:
                 self._out.pop(turn, None)
 
-    def _lead(self, mine: _Want[K, A]) -> None:
+    def _lead(self, mine: _Want[K, A], ask: AskTogether[K, A]) -> None:
         """Ask for those that wait, the first of whom is *mine*, unless somebody was faster."""
         turn = _Turn(mine.deadline)
         flock: list[_Want[K, A]] = []
@@ -209,7 +202,7 @@ class Combiner(Generic[K, A]):
             self._out[turn] = None
             self._take(flock, weakref.ref(turn))
             if flock:
-                self._ask_for(flock, mine.deadline)
+                self._ask_for(flock, mine.deadline, ask)
         finally:
             self._out.pop(turn, None)
             for want in flock:
@@ -229,9 +222,11 @@ class Combiner(Generic[K, A]):
             pass
         self._crowd += (len(flock) - self._crowd) / _SHARE
 
-    def _ask_for(self, flock: Sequence[_Want[K, A]], deadline: Deadline) -> None:
+    def _ask_for(
+        self, flock: Sequence[_Want[K, A]], deadline: Deadline, ask: AskTogether[K, A]
+    ) -> None:
         try:
-            answers = self._ask_together([want.key for want in flock], deadline)
+            answers = ask([want.key for want in flock], deadline)
         except RedisError as error:
             for want in flock:
                 self._fail(want, error, deadline, len(flock))

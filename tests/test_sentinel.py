@@ -490,7 +490,7 @@ def test_with_passwords_and_tls_all_the_way(tmp_path_factory: pytest.TempPathFac
 def test_the_rights_in_the_docs_are_enough(info: bool) -> None:
     """Whoever gives no more than what is asked for must not find out later what was missing."""
     with PrivateSentinel(sentinels=1, replicas=0) as watched:
-        rights = ["~jobs:*", "+get", "+mget", "+set", "+unlink", *(["+info"] if info else [])]
+        rights = ["~jobs:*", "+get", "+set", "+unlink", *(["+info"] if info else [])]
         watched.master().command("ACL", "SETUSER", "app", "on", ">one", *rights)
         watched.sentinels[0].command(
             "ACL", "SETUSER", "watcher", "on", ">two", "-@all", "+sentinel|master"

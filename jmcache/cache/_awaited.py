@@ -14,7 +14,6 @@ from jmcache.errors import (
     RedisCorruptEntryError,
     RedisError,
     RedisTimeoutError,
-    RedisWrongTypeError,
 )
 from jmcache.invalidation import read_counter
 from jmcache.outcome import Outcome
@@ -76,9 +75,6 @@ class AwaitedLook:
             if not self._reading.step():
                 return False
             found = self._reading.found
-            for answer in found:
-                if isinstance(answer, RedisError) and not isinstance(answer, RedisWrongTypeError):
-                    raise answer
         except RedisError as error:
             self._fail(error)
             return True

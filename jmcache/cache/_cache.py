@@ -201,6 +201,8 @@ class Cache:
                 found = self._stops.look_alone(slot, deadline, decode=False)
             except RedisError as error:
                 self._stops.discard_corrupt({slot: error}, deadline)
+                if error.outcome is Outcome.MISS:
+                    return False
                 raise
             return found.outcome is _HIT
 

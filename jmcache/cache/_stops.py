@@ -611,7 +611,7 @@ class RedisStops(Stops):
         self._outage = outage
         self._write_outage = write_outage
         self._store = store
-        self._combiner = Combiner(self.look_alone, self._look_for_all, _size_of)
+        self._combiner = Combiner[Key, Look](_size_of)
 
     @property
     def answers_at_once(self) -> bool:
@@ -650,7 +650,7 @@ class RedisStops(Stops):
     def look_at(self, key: Key, deadline: Deadline) -> Look:
         if self.store.in_parts:  # of which one may be slow, or away, for its own keys alone
             return self.look_alone(key, deadline)
-        look = self._combiner.get(key, deadline)
+        look = self._combiner.get(key, deadline, self.look_alone, self._look_for_all)
         return self.decoded(look, deadline)
 
     def _look_for_all(self, keys: Sequence[Key], deadline: Deadline) -> list[Look | RedisError]:

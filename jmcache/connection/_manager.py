@@ -145,8 +145,8 @@ class RedisConnectionManager:
     ) -> Found:
         """See Store.read."""
         found = self.get_many([*names, *leases, *counters], deadline)
-        if len(names) == 1 or not self.in_parts:
-            _raise_first([one for one in found if not isinstance(one, RedisWrongTypeError)])
+        if len(names) == 1 and not isinstance(found[0], RedisWrongTypeError):
+            _raise_first(found[:1])
         return self._found(found, len(names), len(leases))
 
     def begin_reading(self, names: Sequence[bytes], deadline: Deadline) -> Reading | None:

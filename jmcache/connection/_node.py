@@ -29,6 +29,7 @@ from jmcache.errors import (
     RedisProtocolError,
     RedisReadOnlyError,
     RedisTimeoutError,
+    RedisWrongTypeError,
 )
 
 _HEAD_ROOM = 64 * 1024  # bytes of a reply beside its values: heads, tags, and one read too many
@@ -95,15 +96,23 @@ class Node:
     ) -> list[bytes | RedisError | None]:
         """Return what is stored under each of *names*, in their order, in one round trip.
 
-        An error in the place of a reply that is one. GETs, not MGET: that takes a name of another
-        type for none, and is not a hundredth faster.
+        A name that holds no text has an error in its place. GETs, not MGET: that takes a name of
+        another type for none, and is not a hundredth faster.
         """
         if not names:
             return []
         count = len(names)
         packed = b"".join(map(pack_get, names))
         replies = self._exchange(packed, (VALUE,) * count, deadline, count)
-        return [self.told(reply) if isinstance(reply, Exception) else reply for reply in replies]
+        return self.values(replies)
+
+    def values(self, replies: Sequence[Any]) -> list[bytes | RedisError | None]:
+        """Return *replies*, with errors that concern one name alone in place; raise any other."""
+        found = [self.told(reply) if isinstance(reply, Exception) else reply for reply in replies]
+        for one in found:
+            if isinstance(one, RedisError) and not isinstance(one, RedisWrongTypeError):
+                raise one
+        return found
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
         """Store *blob* under *name* for *ttl_ms* milliseconds."""

@@ -64,10 +64,7 @@ class Reading:
         if whole:
             node = self._node
             node.pool.give_back(self._loan)
-            self.found = [
-                node.told(reply) if isinstance(reply, Exception) else reply  # type: ignore[misc]
-                for reply in self._replies
-            ]
+            self.found = node.values(self._replies)
         return whole
 
     def give_up(self) -> RedisError:

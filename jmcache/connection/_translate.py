@@ -67,7 +67,7 @@ _REFUSALS: dict[str, tuple[type[RedisError], str, str]] = {
 _UNKNOWN_COMMAND = (
     RedisNotServedError,
     "unknown_command",
-    "the server lacks one of GET, MGET, SET, UNLINK, INCR, PEXPIRE, EVAL",
+    "the server lacks one of GET, SET, UNLINK, INCR, PEXPIRE, EVAL",
 )
 _OTHER_REFUSAL = (RedisRejectedError, "rejected", "Redis rejected the command")
 
