@@ -23,6 +23,8 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from jmcache.frozen import FrozenDict, FrozenList, FrozenSet
+
 _MAX_DEPTH = 64  # containers inside one another; also what ends a list that holds itself
 _MAX_FORM = 16 * 1024 * 1024  # characters of one container; lists that share lists grow by doubling
 _MAX_NAME = 199  # bytes of a name in Redis
@@ -247,6 +249,7 @@ def _encode(value: Any, depth: int) -> str:
 
 
 def _encode_container(value: Any, kind: type, depth: int) -> str:
+    kind = _FROZEN.get(kind, kind)
     if kind is list or kind is tuple:
         tag = "l" if kind is list else "t"
         return f"{tag}{len(value)}:{''.join(_encode_all(value, depth, '[{}]'.format))}"
@@ -364,7 +367,14 @@ _SCALARS: dict[type, Callable[[Any], str]] = {
 }
 
 _TEXT = frozenset({str})
-_BY_NAME: dict[type, Callable[[Any], str]] = {**_SCALARS, list: _encode_unordered}
+_BY_NAME: dict[type, Callable[[Any], str]] = {
+    **_SCALARS,
+    list: _encode_unordered,
+    FrozenList: _encode_unordered,
+}
+
+# What a cache with a near cache hands out means what it looks like.
+_FROZEN: dict[type, type] = {FrozenDict: dict, FrozenList: list, FrozenSet: set}
 
 # A dataclass built on one of these holds more than its fields.
 _WITH_CONTENT = (list, tuple, set, frozenset, dict, *_SCALARS)

@@ -15,8 +15,21 @@ import pytest
 import ujson
 
 from jmcache.frozen import UNFIT, FrozenDict, FrozenList, FrozenSet, freeze
+from jmcache.keys import generate_key
+from jmcache.serialization import RedisSerializer
 
 PLAIN = {"matches": [{"job": 1, "skills": ["a", "b"]}, {"job": 2, "skills": []}], "next": None}
+
+
+ODD = {
+    "list": [1, {2, 3}, (4, [5])],
+    "typed": [
+        {"at": datetime(2026, 1, 2, tzinfo=UTC), "id": UUID(int=1)},
+        {"at": None, "id": None},
+    ],
+    7: frozenset({1}),
+    "none": [],
+}
 
 
 class Level(enum.Enum):
@@ -149,6 +162,25 @@ def test_a_shallow_copy_is_plain():
             assert type(copied) in (dict, list, set)
     with pytest.raises(TypeError):
         copy.copy(freeze([[1]]))[0].append(2)
+
+
+@pytest.mark.parametrize("value", [PLAIN, ODD, [], {}, set(), [[1], [2]], [{"a": 1}] * 3])
+def test_it_can_be_cached_again_as_what_it_looks_like(value):
+    """Code that takes a result from one cache and puts it into another, changed or not."""
+    serializer = RedisSerializer()
+    frozen = freeze(value)
+    assert serializer.serialize(frozen) == serializer.serialize(value)
+    assert serializer.serialize([frozen, value]) == serializer.serialize([value, value])
+    assert kinds(serializer.deserialize(serializer.serialize(frozen))) == kinds(value)
+
+
+@pytest.mark.parametrize("value", [PLAIN, ODD, [], {}, {1, 2}, ["b", "a"], [[1], [2]]])
+def test_it_makes_the_key_of_what_it_looks_like(value):
+    """A result that is an argument of the next question."""
+    frozen = freeze(value)
+    assert generate_key(frozen) == generate_key(value)
+    assert generate_key(x=frozen) == generate_key(x=value)
+    assert generate_key([frozen]) == generate_key([value])
 
 
 def test_what_cannot_change_is_kept_as_it_is():

@@ -623,7 +623,7 @@ def test_a_digest_in_a_log_is_twelve_digits():
 def test_the_module_knows_nobody():
     """A stop that imports another one cannot be replaced alone."""
     source = Path(sys.modules[generate_key.__module__].__file__).read_text()  # type: ignore[arg-type]
-    assert not re.search(r"^\s*(?:from|import) jmcache", source, re.MULTILINE)
+    assert not re.search(r"^\s*(?:from|import) jmcache(?!\.frozen )", source, re.MULTILINE)
 
 
 # Counters in a cluster ---------------------------------------------------------------------------

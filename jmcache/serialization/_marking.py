@@ -25,6 +25,7 @@ from gc import get_referents
 from itertools import chain
 from typing import Any
 
+from jmcache.frozen import FrozenDict, FrozenList, FrozenSet
 from jmcache.serialization import _kinds
 from jmcache.serialization._kinds import Decoder, each
 from jmcache.serialization._refusal import Refusal, step
@@ -414,6 +415,10 @@ ENCODERS: dict[type, Encoder] = {
     tuple: _elements("tuple", "[{}]".format),
     set: _elements("set", _in_set),
     frozenset: _elements("frozenset", _in_set),
+    # What a cache with a near cache hands out is written as what it looks like.
+    FrozenDict: Marker.mark_dict,
+    FrozenList: Marker.mark_list,
+    FrozenSet: _elements("set", _in_set),
     float: _scalar(_kinds.encode_float),
     int: _scalar(_kinds.encode_int),
     **{kind: _scalar(encode) for kind, encode in _kinds.ENCODERS.items()},
