@@ -8,23 +8,28 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jmcache.aio import AsyncRedisCache
 from jmcache.cache import Cache, LocalCache, RedisCache, Validate
 from jmcache.circuit_breaker import CircuitBreaker, Transition
 from jmcache.connection import RedisConnectionManager, waited_s
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisError
+from jmcache.errors import RedisConfigurationError, RedisError
 from jmcache.fork import renew_in_child
 from jmcache.health import HealthThread
 from jmcache.invalidation import Journal
+from jmcache.keys import KeySpace
 from jmcache.local import LocalStore
 from jmcache.monitoring import Metrics, Monitor, OutageLog
+from jmcache.near import Coherence
 from jmcache.node_guard import NodeGuard
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
 from jmcache.settings import CacheSettings, read_settings, without_frames
+
+if TYPE_CHECKING:
+    from jmcache.connection import Tracking
 
 _log = logging.getLogger("jmcache.factory")
 
@@ -66,6 +71,10 @@ class _Backend:
             interval=settings.health_check_interval,
         )
         self.users: set[object] = set()  # guarded by the factory's lock
+        # By prefix of the names, one for all caches of the namespace: for each other they are the
+        # same writer. Guarded by the factory's lock.
+        self._coherences: dict[bytes, Coherence] = {}
+        self.trackings: dict[bytes, Tracking] = {}  # where somebody keeps something
         self._operation_timeout_s = settings.operation_timeout
         self._probe_timeout_s = min(settings.connection_timeout, _PROBE_S)
         self.breaker.on_change(self.outage.on_change)
@@ -118,10 +127,32 @@ class _Backend:
             self.breaker.call(self._settle, Deadline(self._probe_timeout_s))
 
     def _settle(self, deadline: Deadline) -> None:
-        self.journal.settle(
-            lambda names, leases: self.connection.delete(names, deadline, leases),
-            lambda counters: self.connection.move(counters, deadline),
-        )
+        def delete(names: Sequence[bytes], leases: Sequence[bytes]) -> None:
+            self.connection.delete(names, deadline, leases)
+            self._invalidate(names)
+
+        def move(counters: Sequence[bytes]) -> None:
+            self.connection.move(counters, deadline)
+            self._invalidate(counters)
+
+        self.journal.settle(delete, move)
+
+    def _invalidate(self, names: Sequence[bytes]) -> None:
+        # Before they are owed no more: from then on nothing else keeps what was read meanwhile.
+        for coherence in tuple(self._coherences.values()):
+            coherence.invalidate(names)
+
+    def coherence(self, settings: CacheSettings) -> Coherence:
+        """Return what all caches of a namespace share; somebody listens if one keeps something."""
+        keys = KeySpace(settings.namespace, settings.schema_version)
+        known = self._coherences.get(keys.prefix)
+        if known is None:
+            known = self._coherences[keys.prefix] = Coherence(keys.space_counter)
+        if settings.near and keys.prefix not in self.trackings:
+            tracking = self.connection.tracking(known, keys.prefix, settings.near_lag)
+            self.trackings[keys.prefix] = tracking
+            known.wake = tracking.wake
+        return known
 
     def warm_up(self) -> None:
         self.health.start()
@@ -132,7 +163,12 @@ class _Backend:
         """Turn to the Redis that *settings* name, with everything that is shared here."""
         before = self.connection.settings
         after = before.moved_to(settings)
+        if after.cluster and self.trackings:
+            raise RedisConfigurationError("cluster: a near cache is in use, and cannot move to one")
         self.connection.reconfigure(after)
+        if after != before:
+            for tracking in tuple(self.trackings.values()):
+                tracking.restart()
         self._operation_timeout_s = after.operation_timeout
         self._probe_timeout_s = min(after.connection_timeout, _PROBE_S)
         if after != before:
@@ -144,6 +180,8 @@ class _Backend:
 
     def close(self) -> None:
         self.health.stop()
+        for tracking in tuple(self.trackings.values()):
+            tracking.stop()
         if self.journal:
             _log.warning(
                 "%d invalidations did not reach %s: entries may be served until their TTL is over",
@@ -269,6 +307,8 @@ class RedisCacheFactory:
                     validate=validate,
                     on_close=release,
                 )
+            with cls._lock:
+                coherence = backend.coherence(chosen)
             move = backend.reconfigure if connection else partial(cls._reconfigure, backend)
             if metrics:
                 backend.breaker.on_change(_while_alive(monitor))
@@ -292,6 +332,7 @@ class RedisCacheFactory:
                 validate=validate,
                 on_close=release,
                 on_reconfigure=move,
+                coherence=coherence,
             )
         except BaseException:
             cls._disown(user)  # nobody closes what nobody was handed

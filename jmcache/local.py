@@ -98,8 +98,10 @@ class LocalStore:
         counters: Sequence[bytes],
         leases: Sequence[bytes],
         deadline: Deadline,
+        *,
+        lives: bool = False,
     ) -> Found:
-        """See Store.read; all as of one moment."""
+        """See Store.read; all as of one moment. Without lives: nobody keeps a copy of these."""
         now = self._clock()
         with self._lock:
             return self._read(names, counters, leases, now)

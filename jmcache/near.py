@@ -96,7 +96,8 @@ class Coherence:
         self.used_at = -math.inf
         self._number = 0  # of the latest invalidation
         self._floor = 0  # who began before it knows nothing
-        self._last = array("Q", bytes(8 * _SLOTS))  # number of the latest one, by slot
+        # Number of the latest one, by slot; there are none while nobody keeps anything.
+        self._last = array("Q", bytes(8 * _SLOTS if self._caches else 0))
         self._session = 0
         self._writing: set[weakref.ref[Writing]] = set()
 
@@ -208,6 +209,9 @@ class Coherence:
             self._writing.discard(reference)
 
     def _add(self, cache: NearCache) -> None:
+        with self.lock:
+            if not self._last:
+                self._last = array("Q", bytes(8 * _SLOTS))
         self._caches.add(weakref.ref(cache, self._caches.discard))
 
     def _admits(self, token: int, name: bytes, counters: Sequence[bytes]) -> bool:
@@ -244,7 +248,6 @@ class NearEntry:
         ttl_s: Seconds of age up to which it is fresh; inf: as long as it is there.
         load_cost_s: Seconds it took to compute.
         counters: The names of the counters of its tags.
-        negative: Does it stand for "there is none"?
         until: Seconds of the clock from which on it is not there.
     """
 
@@ -255,7 +258,6 @@ class NearEntry:
         "hits",
         "load_cost_s",
         "name",
-        "negative",
         "ttl_s",
         "until",
         "value",
@@ -271,7 +273,6 @@ class NearEntry:
         ttl_s: float = math.inf,
         load_cost_s: float = 0.0,
         counters: tuple[bytes, ...] = (),
-        negative: bool = False,
     ) -> None:
         self.name = name
         self.body = body
@@ -280,9 +281,13 @@ class NearEntry:
         self.ttl_s = ttl_s
         self.load_cost_s = load_cost_s
         self.counters = counters
-        self.negative = negative
         self.hits = 0
         self.value: Any = _COLD
+
+    @property
+    def is_cold(self) -> bool:
+        """Has its value to be decoded?"""
+        return self.value is _COLD
 
     @property
     def size(self) -> int:
@@ -355,6 +360,13 @@ class NearCache:
         except KeyError:  # forgotten since the line above
             pass
         return entry
+
+    def peek(self, name: bytes) -> NearEntry | None:
+        """Return what `get` would, and count it as no use."""
+        entry = self._entries.get(name)
+        now = self._clock()
+        usable = entry is not None and now < entry.until and now < self._coherence.until
+        return entry if usable else None
 
     def value(self, entry: NearEntry, decode: Callable[[bytes], Any]) -> Any:
         """Return the value of *entry*: read-only, or a copy of the caller's own.

@@ -25,11 +25,14 @@ class Found(NamedTuple):
         blobs: What is stored under the names; an error where a part of Redis gave no answer.
         counters: The counters, as they are stored; or an error, as with the blobs.
         holders: Who holds the leases; empty unless asked for.
+        lives_ms: Milliseconds that what is stored under the names has left, or less than 0 where
+            it has none or no end; empty unless asked for.
     """
 
     blobs: Sequence[bytes | RedisError | None]
     counters: Sequence[bytes | RedisError | None] = ()
     holders: Sequence[bytes | None] = ()
+    lives_ms: Sequence[int] = ()
 
 
 class Store(Protocol):
@@ -45,11 +48,14 @@ class Store(Protocol):
         counters: Sequence[bytes],
         leases: Sequence[bytes],
         deadline: Deadline,
+        *,
+        lives: bool = False,
     ) -> Found:
         """Look, in one round trip.
 
         Args:
             leases: Those of the names, in their order; or none.
+            lives: Say how long each of the names has left. Where names are shared out, nobody does.
         """
 
     def write(

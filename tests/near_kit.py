@@ -85,13 +85,13 @@ class Nearby:
         self.coherence = Watched(keys.space_counter)
         self.near = NearCache(self.coherence, MIB, 30.0)
         self.tracking = Tracking(
-            lambda: self.ears._server.new_connection(),
+            self.ears.new_connection,
             self.touch,
             self.coherence,
             keys.prefix,
             lag_s=lag_s,
             connect_s=2.0,
-            place="the server",
+            place=lambda: "the server",
         )
         self.coherence.wake = self.tracking.wake
 

@@ -14,7 +14,7 @@ from jmcache.connection._pushes import Pushes, Said
 from jmcache.errors import RedisProtocolError
 from jmcache.near import NearCache
 from jmcache.settings import CacheSettings
-from jmcache.testing import FaultProxy, PrivateServer
+from jmcache.testing import FaultProxy, PrivateSentinel, PrivateServer
 
 INVALIDATE = b">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n$2\r\nbc\r\n"
 
@@ -200,6 +200,7 @@ def test_it_comes_back_by_itself(near, redis_server, what):
         redis_server.pause()
         assert near.use_until(lambda: not near.is_on())
         redis_server.resume()
+    assert what == "pause" or near.coherence.wait_for(lambda: near.coherence.closed)
     near.turn_on()
     assert what == "pause" or near.get("key") is None
     assert near.use_until(lambda: near.keep("key"))
@@ -207,10 +208,11 @@ def test_it_comes_back_by_itself(near, redis_server, what):
     assert near.coherence.wait_for(lambda: near.get("key") is None, LAG_S)
 
 
-def test_a_server_that_does_not_track_is_said_once(redis_server, caplog):
+@pytest.mark.parametrize("missing", ["-client", "-pttl"])
+def test_a_server_that_does_not_track_is_said_once(redis_server, caplog, missing):
     """The operator turned something on that is off: he has to hear of it, not all day long."""
     caplog.set_level(logging.WARNING, "jmcache.near")
-    redis_server.command("ACL", "SETUSER", "near", "on", ">pass", "~test:*", "+@all", "-client")
+    redis_server.command("ACL", "SETUSER", "near", "on", ">pass", "~test:*", "+@all", missing)
     pool = CacheSettings.from_url(redis_server.url_for("near", "pass"))
     with nearby(pool) as near:
         assert near.use_until(lambda: caplog.records)
@@ -219,14 +221,14 @@ def test_a_server_that_does_not_track_is_said_once(redis_server, caplog):
         assert near.coherence.begin() is None
     (line,) = caplog.records
     assert "noperm" in line.getMessage()
-    assert "+client|tracking" in line.getMessage()
+    assert "+client|tracking +pttl" in line.getMessage()
 
 
 def test_the_rights_that_the_warning_names_are_enough(redis_server):
     """An operator who follows it is done."""
     redis_server.command(
         *("ACL", "SETUSER", "near", "reset", "on", ">pass", "~test:v[0-9]*"),
-        *("+get", "+set", "+ping", "+client|tracking"),
+        *("+get", "+set", "+ping", "+client|tracking", "+pttl"),
     )
     with nearby(CacheSettings.from_url(redis_server.url_for("near", "pass"))) as near:
         near.turn_on()
@@ -250,6 +252,21 @@ def test_with_valkey_and_a_password(valkey_server):
         near.turn_on()
         assert near.use_until(lambda: near.keep("key"))
         valkey_server.command("SET", near.name("key"), "new")
+        assert near.coherence.wait_for(lambda: near.get("key") is None, LAG_S)
+
+
+def test_it_follows_the_master_that_sentinels_watch():
+    """After a failover everybody writes to another server."""
+    with PrivateSentinel() as watched, nearby(CacheSettings.from_url(watched.url)) as near:
+        near.turn_on()
+        assert near.use_until(lambda: near.keep("key"))
+        watched.master().kill()
+        assert near.use_until(lambda: near.coherence.closed)
+        assert near.get("key") is None
+        master = watched.wait_for_failover()
+        assert near.use_until(near.is_on, within_s=30.0)
+        assert near.use_until(lambda: near.keep("key"))
+        master.command("SET", near.name("key"), "new")
         assert near.coherence.wait_for(lambda: near.get("key") is None, LAG_S)
 
 

@@ -7,6 +7,7 @@ _stops    the order of the stops; only it knows them
 _look     what a look finds
 _adapting what an adapter asks besides the verbs
 _awaited  a look that an event loop waits for
+_nearby   what is kept in this process of what was looked at
 _cached   functions whose results are cached
 _compute  values from the cache, or computed once and kept
 _lead     the one who computes

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from jmcache.cache._awaited import AwaitedLook
 from jmcache.cache._look import Kept, Key, Look
-from jmcache.cache._stops import Stops
+from jmcache.cache._stops import Stops, Validate
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError
 from jmcache.outcome import Outcome
 
 if TYPE_CHECKING:
-    from jmcache.cache._cache import Cache
+    from jmcache.cache._cache import Cache, Timeout
 
 
 class Adapting:
@@ -34,6 +34,27 @@ class Adapting:
     def to_keep(self, ttl: float | None) -> Kept:
         """Return how an entry is kept for *ttl* seconds. Raises ValueError."""
         return Kept(self._cache._ttl(ttl))  # noqa: SLF001
+
+    def find_near(
+        self,
+        key: str,
+        validate: Validate | None,
+        timeout: Timeout,
+        *,
+        at_once: bool,
+    ) -> Look | None:
+        """Return a fresh hit on *key* that is kept in this process, counted.
+
+        Args:
+            at_once: Not one that would keep an event loop from its work, as a lot to decode does,
+                and code of the application's.
+        """
+        return self._cache._find_near(key, validate, timeout, at_once=at_once)  # noqa: SLF001
+
+    def holds_near(self, key: str) -> bool:
+        """Is a fresh value of *key* kept in this process?"""
+        nearby = self._stops.nearby
+        return nearby.is_on and nearby.holds(self._stops.keys.name(key)[0])
 
     def begin_look(self, keys: Sequence[Key], deadline: Deadline) -> AwaitedLook | None:
         """Begin to look at *keys*; None where that takes a wait."""

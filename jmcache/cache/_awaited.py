@@ -55,12 +55,15 @@ class AwaitedLook:
         self._known: dict[bytes, int | RedisError | None] = {}
         self._entries: dict[Key, Entry | RedisError | None] | None = None
         self._error: RedisError | None = None
+        self._kept_from = stops.nearby.begin()
+        self._lives_ms: dict[Key, int] = {}  # of those that may be kept, and were not yet
 
     def begin(self, space: bytes) -> bool:
         """Ask for the keys, and for the counter *space*; False when that takes a wait."""
         self._space = space
         self._names = (space,)
-        self._ask([key.name for key in self._keys])
+        names = [key.name for key in self._keys]
+        self._ask(names, names if self._kept_from is not None else ())
         return self._reading is not None
 
     def fileno(self) -> int:
@@ -78,6 +81,8 @@ class AwaitedLook:
         except RedisError as error:
             self._fail(error)
             return True
+        lives = self._reading.lives_ms
+        self._lives_ms |= zip(self._keys, lives, strict=False)
         self._reading = None
         self._learn(found)
         return self._reading is None
@@ -108,10 +113,14 @@ class AwaitedLook:
         except RedisError as error:
             # What is corrupt is to be removed, which takes a round trip.
             return None if error.outcome is Outcome.CORRUPT else error
+        if self._kept_from is not None and key in self._lives_ms:
+            life_ms = self._lives_ms.pop(key)
+            self._stops.keep(self._kept_from, key, self._entries[key], look, life_ms)
         return look
 
-    def _ask(self, names: Iterable[bytes]) -> None:
-        self._reading = self._store.begin_reading([*names, *self._names], self._deadline)
+    def _ask(self, names: Iterable[bytes], lives: Sequence[bytes] = ()) -> None:
+        wanted = [*names, *self._names]
+        self._reading = self._store.begin_reading(wanted, self._deadline, lives)
 
     def _learn(self, found: Sequence[bytes | RedisError | None]) -> None:
         counters = found[len(found) - len(self._names) :]

@@ -20,7 +20,7 @@ from jmcache.cache._guard import LoadGuard
 from jmcache.cache._keeper import Keeper
 from jmcache.cache._lead import Looks, Order, Results, Workshop
 from jmcache.cache._loaders import check_plain, for_many, for_one
-from jmcache.cache._look import Kept, Key, Look
+from jmcache.cache._look import NEAR, Kept, Key, Look
 from jmcache.cache._plan import (
     FunctionOptions,
     Options,
@@ -78,9 +78,10 @@ _NOTHING: dict[str, Callable[[RedisError], Any]] = {
 class Cache:
     """What every cache here can do. Use RedisCache or LocalCache.
 
-    Thread-safe. Values are copied in and out: changing one does not change what is cached. No
-    operation raises because Redis is away, and each ends within its deadline; what the caller gets
-    then is None, False, 0 or an empty dict, and ``lookup`` and ``stats`` tell why.
+    Thread-safe. Values are copied in and out: changing one does not change what is cached; with a
+    near cache they come out read-only, one for all. No operation raises because Redis is away, and
+    each ends within its deadline; what the caller gets then is None, False, 0 or an empty dict, and
+    ``lookup`` and ``stats`` tell why.
 
     Wrong arguments do raise: TypeError for a key that is no text, ValueError for a TTL or timeout
     that is no number of seconds above 0.
@@ -105,6 +106,7 @@ class Cache:
         self._loads = Background(_LOAD_THREADS, _LOAD_QUEUE)
         self._monitor = stops.monitor
         self._keys = stops.keys
+        self._nearby = stops.nearby
         self._on_close = on_close
 
     # Reading ------------------------------------------------------------------------------------
@@ -136,7 +138,30 @@ class Cache:
         """
         return self._find(key, validate, timeout).told()
 
+    def _find_near(
+        self,
+        key: str,
+        validate: Validate | None,
+        timeout: Timeout,
+        *,
+        at_once: bool = False,
+    ) -> Look | None:
+        if not self._nearby.is_on:
+            return None
+        started = time.perf_counter()
+        if timeout is not None:
+            self._deadline(timeout)  # a wrong one is not to depend on what is kept
+        if validate is not None:
+            check_validate(validate)
+        look = self._stops.look_near(self._keys.name(key)[0], validate, at_once=at_once)
+        if look is not None:
+            self._monitor.record("get", _HIT, NEAR, time.perf_counter() - started)
+        return look
+
     def _find(self, key: str, validate: Validate | None, timeout: Timeout) -> Look:
+        near = self._find_near(key, validate, timeout)
+        if near is not None:
+            return near
         started = time.perf_counter()
         deadline = self._deadline(timeout)
         slot = self._key(key)
@@ -167,35 +192,54 @@ class Cache:
         deadline = self._deadline(timeout)
         slots = {key: self._key(key) for key in _texts(keys)}
         check_validate(validate)
-        wanted = list(slots.values())
+        near = self._near_looks(slots, validate)
+        wanted = [slot for key, slot in slots.items() if key not in near]
         try:
-            self._stops.check_usable()
+            if wanted or not near:
+                self._stops.check_usable()
             judged = self._stops.look_together(wanted, deadline) if wanted else []
         except RedisError as error:
             if error.outcome is Outcome.CORRUPT and len(wanted) > 1:
                 # One of them spoils the common reply, as a foreign giant does: each by itself.
                 return self._get_each(slots, validate, deadline)
             self._stops.discard_corrupt(dict.fromkeys(wanted, error), deadline)
-            nothing: dict[str, Any] = self.give_up("get_many", error, started, len(wanted))
-            return nothing
+            self._count_near(near, started)
+            self.give_up("get_many", error, started, len(wanted))
+            return {key: look.value for key, look in near.items()}
         looks = [self._stops.accepted(look, validate) for look in judged]
         errors = {
             slot: e for slot, e in zip(wanted, looks, strict=True) if isinstance(e, RedisError)
         }
         self._stops.discard_corrupt(errors, deadline)
-        endings = [(look.outcome, look.reason) for look in looks]
+        endings = [(_HIT, NEAR)] * len(near)
+        endings += [(look.outcome, look.reason) for look in looks]
         self._monitor.record_many("get_many", endings, time.perf_counter() - started)
+        found = dict(zip(wanted, looks, strict=True))
+        answers = {key: near.get(key) or found[slot] for key, slot in slots.items()}
         return {
             key: look.value
-            for key, look in zip(slots, looks, strict=True)
+            for key, look in answers.items()
             if isinstance(look, Look) and look.outcome is _HIT
         }
+
+    def _near_looks(self, slots: Mapping[str, Key], validate: Validate | None) -> dict[str, Look]:
+        """Return the hits that are kept in this process."""
+        if not self._nearby.is_on:
+            return {}
+        looks = {key: self._stops.look_near(slot.name, validate) for key, slot in slots.items()}
+        return {key: look for key, look in looks.items() if look is not None}
+
+    def _count_near(self, near: Mapping[str, Look], started: float) -> None:
+        endings: list[Ending] = [(_HIT, NEAR)] * len(near)
+        self._monitor.record_many("get_many", endings, time.perf_counter() - started)
 
     def exists(self, key: str, *, timeout: Timeout = None) -> bool:
         """Return True when get would find something: the entry is read and judged, not decoded."""
         slot = self._key(key)
 
         def look(deadline: Deadline) -> bool:
+            if self._stops.look_near(slot.name, None) is not None:
+                return True
             self._stops.check_usable()
             try:
                 found = self._stops.look_alone(slot, deadline, decode=False)
@@ -552,7 +596,7 @@ class Cache:
                 self._monitor.record_many(order.operation, endings, time.perf_counter() - started)
             raise
         endings = [
-            (landed.outcome, "computed" if landed.outcome is Outcome.MISS else "")
+            (landed.outcome, "computed" if landed.outcome is Outcome.MISS else landed.reason)
             for landed in results.values()
         ]
         endings += [(Outcome.MISS, "absent")] * (len(slots) - len(results))
@@ -651,6 +695,7 @@ class Cache:
     def close(self) -> None:
         """Let go of everything; later operations end at once as unavailable. Idempotent."""
         self._stops.closed = True
+        self._nearby.close()
         if self._on_close is not None:
             self._on_close()
         self._monitor.close()

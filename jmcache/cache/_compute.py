@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -84,10 +84,14 @@ class Computation:
         plan = self._plan
         self._began = time.monotonic()
         own_names = names_loading()
+        early: Collection[Key] = ()
         if plan.write_only:
             looks: Looks = dict.fromkeys(keys, Look(Outcome.MISS))
         else:
-            looks = yield from self._asking.look(keys)
+            near, early = yield from self._near(keys)
+            rest = [key for key in keys if key not in near]
+            found = (yield from self._asking.look(rest)) if rest else {}
+            looks = {key: near.get(key) or found[key] for key in keys}
         results: Results = {}
         stale: Looks = {}
         missing: Looks = {}
@@ -98,7 +102,9 @@ class Computation:
                 (own if key.name in own_names else missing)[key] = look
                 continue
             results[key] = Landed.of(look)
-            if look.holder is None and (look.outcome is Outcome.STALE or self._is_early(look)):
+            if look.holder is None and (
+                look.outcome is Outcome.STALE or key in early or self._is_early(look)
+            ):
                 stale[key] = look  # else somebody refreshes it already, or it failed just now
         if stale and not plan.read_only:
             yield from self._refresh_soon(stale)
@@ -108,6 +114,26 @@ class Computation:
         if missing:
             results |= yield from self._fly(missing)
         return results
+
+    def _near(self, keys: tuple[Key, ...]) -> Steps[tuple[Looks, set[Key]]]:
+        """Return what is kept in this process, and of which keys that is to be refreshed early.
+
+        Those are not among it: Redis knows whether somebody does it already.
+        """
+        stops, validate = self._shop.stops, self._order.validate
+        near: Looks = {}
+        early: set[Key] = set()
+        if not stops.nearby.is_on or self._plan.force:
+            return near, early
+        for key in keys:
+            look = stops.look_near(key.name, validate, at_once=self._detached)
+            if look is None and self._detached and stops.nearby.holds(key.name):
+                look = yield Work(partial(stops.look_near, key.name, validate))
+            if look is not None and self._is_early(look):
+                early.add(key)
+            elif look is not None:
+                near[key] = look
+        return near, early
 
     # Flights ------------------------------------------------------------------------------------
 

@@ -53,17 +53,20 @@ class Landed(NamedTuple):
         body: The same, serialized, to copy it for others; None: it cannot be, and is shared.
         outcome: HIT or STALE when it was cached, MISS when it was computed.
         asked_at: When the store was asked for what was cached; by time.monotonic.
+        reason: NEAR for what this process had.
     """
 
     value: Any
     body: bytes | None
     outcome: Outcome
     asked_at: float = math.inf
+    reason: str = ""
 
     @classmethod
     def of(cls, look: Look, outcome: Outcome | None = None) -> Landed:
         """What *look* found, to be handed out as it is, or as *outcome*."""
-        return cls(look.value, look.body, outcome or look.outcome, look.asked_at)
+        reason = look.reason if look.outcome is Outcome.HIT else ""
+        return cls(look.value, look.body, outcome or look.outcome, look.asked_at, reason)
 
 
 Results = dict[Key, Landed]
@@ -364,7 +367,7 @@ class Lead:
         shop.note("load")
         bodies: dict[Key, bytes] = yield Work(lambda: self._pack(loaded.values))
         for key, value in loaded.values.items():
-            self._land(key, Landed(value, bodies.get(key), Outcome.MISS))
+            self._land(key, Landed(shop.stops.own(value), bodies.get(key), Outcome.MISS))
         for key in looks:
             if key not in loaded.values:
                 self._flights[key].land(None)  # whoever waits need not load it again

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from jmcache.outcome import Lookup, Outcome
 
 SEALED: Final = object()  # in place of a value that was not decoded yet
+NEAR = "near"  # the reason of a hit that Redis was not asked for
 _AWAY = ("breaker_open", "node_down", "writes_paused", "closed")
 
 
@@ -24,7 +25,7 @@ class Look(NamedTuple):
 
     Attributes:
         outcome: HIT and STALE: *value* is there. Else how it ended.
-        reason: Why it is no hit, as one word.
+        reason: Why it is no hit, as one word; NEAR for one from this process.
         value: The caller's own copy; SEALED while nobody wanted it.
         body: The same, serialized, to copy it for others.
         age_s: Seconds since it was computed.
@@ -69,7 +70,8 @@ class Look(NamedTuple):
 
     def told(self) -> Lookup:
         """Return what a caller is told of it."""
-        return Lookup(self.outcome, self.value, self.age_s, self.reason)
+        reason = "" if self.outcome is Outcome.HIT else self.reason
+        return Lookup(self.outcome, self.value, self.age_s, reason)
 
 
 class Kept(NamedTuple):

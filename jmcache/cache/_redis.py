@@ -11,6 +11,7 @@ from jmcache.connection import RedisConnectionManager
 from jmcache.health import Health, HealthThread
 from jmcache.invalidation import Journal
 from jmcache.monitoring import Monitor, OutageLog
+from jmcache.near import Coherence, NearCache
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
 from jmcache.settings import CacheSettings
@@ -40,6 +41,7 @@ class RedisCache(Cache):
         validate: Validate | None = None,
         on_close: Callable[[], None] | None = None,
         on_reconfigure: Callable[[CacheSettings], None] | None = None,
+        coherence: Coherence | None = None,
     ) -> None:
         """Put the parts in order.
 
@@ -49,7 +51,12 @@ class RedisCache(Cache):
             journal: Of the invalidations that this Redis is owed.
             on_close: Called when the cache is closed, each time it is.
             on_reconfigure: Called with new settings; None: *connection* alone turns to them.
+            coherence: What is known in this process of the names of the namespace, and is told
+                of every write; with the setting ``near``, entries are kept as long as it says.
         """
+        near = None
+        if settings.near and coherence is not None:
+            near = NearCache(coherence, settings.near_max_bytes, settings.near_ttl)
         super().__init__(
             RedisStops(
                 connection,
@@ -65,6 +72,8 @@ class RedisCache(Cache):
                 serializer=serializer,
                 validate=validate,
                 now=connection.now,
+                coherence=coherence,
+                near=near,
             ),
             on_close=on_close,
         )

@@ -1,6 +1,6 @@
 """The order of the stops. Only this module knows it.
 
-read    key ─▶ name ─▶ retry ─▶ circuit breaker ─▶ connection ─▶ Redis
+read    key ─▶ name ─▶ near cache ─▶ retry ─▶ circuit breaker ─▶ connection ─▶ Redis
         value ◀─ validity ◀─ serialization ◀─ envelope ◀─ blob ─────┘
 write   the same, mirrored
 """
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from jmcache.cache._awaited import AwaitedLook
 from jmcache.cache._keeper import Hold
 from jmcache.cache._look import SEALED, Kept, Key, Look
+from jmcache.cache._nearby import Nearby, Reading
 from jmcache.cache._plan import check_validate
 from jmcache.circuit_breaker import CircuitBreaker
 from jmcache.combining import Combiner
@@ -38,6 +39,7 @@ from jmcache.health import HealthThread
 from jmcache.invalidation import COUNTER_ROOM, Journal, generation_of, read_counter
 from jmcache.keys import KeySpace, digest_text
 from jmcache.monitoring import Monitor, OutageLog
+from jmcache.near import Coherence, NearCache
 from jmcache.outcome import Outcome
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
@@ -72,6 +74,8 @@ class Stops:
         serializer: RedisSerializer | None = None,
         validate: Validate | None = None,
         now: Callable[[], float] = time.time,
+        coherence: Coherence | None = None,
+        near: NearCache | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -85,6 +89,7 @@ class Stops:
             secrets=settings.entry_secrets,
             now=now,
         )
+        self.nearby = Nearby(coherence, near, self._serializer.deserialize, now)
         self._validate = validate
         self._now = now
         self._space = self.keys.space_counter
@@ -130,6 +135,30 @@ class Stops:
 
     # Reading ------------------------------------------------------------------------------------
 
+    def look_near(
+        self, name: bytes, validate: Validate | None, *, at_once: bool = False
+    ) -> Look | None:
+        """Return a fresh hit on *name* if it is kept in this process; waits for nobody.
+
+        Args:
+            at_once: Not one that would keep an event loop from its work, as a lot to decode does,
+                and code of the application's.
+        """
+        if at_once and (validate is not None or self._validate is not None):
+            return None
+        found = self.nearby.find(name, at_once=at_once)
+        if found is None or self.closed:
+            return None
+        entry, look = found
+        if self.journal and any(map(self.journal.owes, (name, self._space, *entry.counters))):
+            return None
+        if validate is not None or self._validate is not None:
+            answer = self.accepted(look, validate)
+            if isinstance(answer, RedisError):  # it is Redis's copy that is judged, and removed
+                self.nearby.forget(entry)
+                return None
+        return look
+
     def look_at(self, key: Key, deadline: Deadline) -> Look:
         """Look at one *key*, in a round trip that others may share. Raises what ends it."""
         return self.look_alone(key, deadline)
@@ -137,7 +166,8 @@ class Stops:
     def look_alone(self, key: Key, deadline: Deadline, *, decode: bool = True) -> Look:
         """Look at one *key*, in a round trip of its own. Raises what ends it."""
         space = self._space_of(key)
-        found = self.ask(self.store.read, (key.name,), (space,), (), deadline)
+        reading = self.nearby.begin()
+        found = self._read((key.name,), (space,), (), deadline, reading)
         stored = found.counters[0]
         counter = stored if isinstance(stored, RedisError) else read_counter(stored)
         self.remember(space, counter)
@@ -145,7 +175,10 @@ class Stops:
         entry = self.unseal(key, found.blobs[0])
         if isinstance(entry, Entry) and entry.tags:
             self._learn_tags((entry,), known, deadline)
-        return self.weigh(key, entry, space, known, deadline, decode)
+        look = self.weigh(key, entry, space, known, deadline, decode)
+        if reading is not None:
+            self.keep(reading, key, entry, look, found.lives_ms[0])
+        return look
 
     def begin_look(self, keys: Sequence[Key], deadline: Deadline) -> AwaitedLook | None:  # noqa: ARG002
         """Begin to look at *keys* without a wait; None where a thread has to."""
@@ -159,8 +192,35 @@ class Stops:
         Returns an error for each that ended in one; raises what ends all.
         """
         spaces = self._spaces_of(keys)
-        found = self.ask(self.store.read, [key.name for key in keys], spaces, (), deadline)
-        return self._judge(keys, found, _known(spaces, found.counters), spaces, deadline, decode)
+        reading = self.nearby.begin()
+        found = self._read([key.name for key in keys], spaces, (), deadline, reading)
+        known = _known(spaces, found.counters)
+        return self._judge(keys, found, known, spaces, deadline, decode, reading)
+
+    def _read(
+        self,
+        names: Sequence[bytes],
+        counters: Sequence[bytes],
+        leases: Sequence[bytes],
+        deadline: Deadline,
+        reading: Reading | None,
+    ) -> Found:
+        if reading is None:
+            return self.ask(self.store.read, names, counters, leases, deadline)
+        return self.ask(self.store.read, names, counters, leases, deadline, lives=True)
+
+    def keep(
+        self,
+        reading: Reading,
+        key: Key,
+        entry: Entry | RedisError | None,
+        look: Look,
+        life_ms: int,
+    ) -> None:
+        """Keep *entry* in this process if it can be, which was read as *look* says."""
+        if look.outcome is _HIT and isinstance(entry, Entry):
+            counters = tuple(map(self.keys.tag_counter, entry.tags))
+            self.nearby.keep(reading, key.name, entry, life_ms, counters)
 
     def look(
         self,
@@ -181,8 +241,9 @@ class Stops:
         spaces, labels = self._spaces_of(keys), tuple(map(self.keys.tag_counter, tags))
         leases = [key.lease for key in keys] if holders else ()
         asked_at = time.monotonic()
-        found = self.ask(self.store.read, names, spaces + labels, leases, deadline)
-        return self._look_into(keys, found, asked_at, spaces, labels, deadline, validate)
+        reading = self.nearby.begin()
+        found = self._read(names, spaces + labels, leases, deadline, reading)
+        return self._look_into(keys, found, asked_at, spaces, labels, deadline, validate, reading)
 
     def _look_into(
         self,
@@ -193,10 +254,11 @@ class Stops:
         labels: tuple[bytes, ...],
         deadline: Deadline,
         validate: Validate | None,
+        reading: Reading | None = None,
     ) -> list[Look]:
         """Say what *found* means for each of *keys*; it has *spaces*, then *labels*."""
         known = _known(spaces + labels, found.counters)
-        judged = self._judge(keys, found, known, spaces, deadline)
+        judged = self._judge(keys, found, known, spaces, deadline, reading=reading)
         away = {id(error) for error in (*found.blobs, *known.values()) if _is_away(error)}
         holders = found.holders or (None,) * len(keys)
         looks = []
@@ -219,18 +281,22 @@ class Stops:
         spaces: Iterable[bytes],
         deadline: Deadline,
         decode: bool = True,
+        reading: Reading | None = None,
     ) -> list[Look | RedisError]:
         for space in spaces:
             self.remember(space, known[space])
         entries = [self.unseal(key, blob) for key, blob in zip(keys, found.blobs, strict=True)]
         self._learn_tags(entries, known, deadline)
         judged: list[Look | RedisError] = []
-        for key, entry in zip(keys, entries, strict=True):
+        for number, (key, entry) in enumerate(zip(keys, entries, strict=True)):
             try:
                 look = self.weigh(key, entry, self._space_of(key), known, deadline, decode)
                 judged.append(look)
             except RedisError as error:
                 judged.append(error)
+            else:
+                if reading is not None:
+                    self.keep(reading, key, entry, look, found.lives_ms[number])
         return judged
 
     def decoded(self, look: Look, deadline: Deadline) -> Look:
@@ -238,7 +304,7 @@ class Stops:
         if look.value is not SEALED or look.body is None:
             return look
         check_time(deadline)
-        value = self._serializer.deserialize(look.body)
+        value = self.nearby.decode(look.body)
         return Look(look.outcome, look.reason, value, look.body, look.age_s, look.ttl_s)
 
     @property
@@ -317,7 +383,7 @@ class Stops:
         value = SEALED
         if decode:
             check_time(deadline)  # decoding takes its time too
-            value = self._serializer.deserialize(entry.body)
+            value = self.nearby.decode(entry.body)
         age_s = max(0.0, self._now() - entry.created_ms / 1000)
         ttl_s = entry.soft_ttl_ms / 1000 or math.inf
         fresh = age_s < ttl_s
@@ -386,7 +452,7 @@ class Stops:
     ) -> list[RedisError | None]:
         """Store serialized values whatever is there; for each None, or why it was refused."""
         names = [key.name for key, _, _ in entries]
-        with self.journal.overtaking(names, deadline) as owed:
+        with self.nearby.writing(names), self.journal.overtaking(names, deadline) as owed:
             problems = self._write_all(entries, tags, deadline)
             if not problems:
                 self.journal.forgive(owed)
@@ -470,25 +536,27 @@ class Stops:
         """Remove *keys*, or keep that they are to be removed; return how many were there."""
         names = [key.name for key in keys]
         leases = [key.lease for key in keys]
-        try:
-            self.check_usable()
-            return self.ask(self.store.delete, names, deadline, leases=leases) if names else 0
-        except RedisError as error:
-            if _is_owed(error):
-                self.journal.owe_deletes(self.spaces, names, leases)
-                self.ring()
-            raise
+        with self.nearby.writing(names):
+            try:
+                self.check_usable()
+                return self.ask(self.store.delete, names, deadline, leases=leases) if names else 0
+            except RedisError as error:
+                if _is_owed(error):
+                    self.journal.owe_deletes(self.spaces, names, leases)
+                    self.ring()
+                raise
 
     def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
         """Make everything invalid that depends on *counters*, now or when Redis is back."""
-        try:
-            self.check_usable()
-            self.ask_to_write(self.store.move, counters, deadline)
-        except RedisError as error:
-            if _is_owed(error):
-                self.journal.owe_moves(self.spaces, counters)
-                self.ring()
-            raise
+        with self.nearby.writing(counters):
+            try:
+                self.check_usable()
+                self.ask_to_write(self.store.move, counters, deadline)
+            except RedisError as error:
+                if _is_owed(error):
+                    self.journal.owe_moves(self.spaces, counters)
+                    self.ring()
+                raise
 
     # Computing ----------------------------------------------------------------------------------
 
@@ -535,14 +603,19 @@ class Stops:
 
     def copy(self, body: bytes) -> Any:
         """Return the value again, as a copy that nobody else has."""
-        return self._serializer.deserialize(body)
+        return self.nearby.decode(body)
+
+    def own(self, value: Any) -> Any:
+        """Return a value that was computed as it is handed out to whoever computed it."""
+        return self.nearby.own(value)
 
     def store_held(
         self, entries: Sequence[tuple[Key, bytes, Kept]], token: bytes, deadline: Deadline
     ) -> Sequence[bool]:
         """Store each serialized value whose lease *token* still holds, and free the lease."""
         items = [self.seal(*entry) for entry in entries]
-        return self.ask_to_write(self.store.write_held, items, token, deadline)
+        with self.nearby.writing([item.name for item in items]):
+            return self.ask_to_write(self.store.write_held, items, token, deadline)
 
     def free(self, keys: Sequence[Key], token: bytes, cool_s: float, deadline: Deadline) -> None:
         """Give back the leases that *token* holds; nobody has them for *cool_s* more seconds."""
@@ -569,7 +642,8 @@ class Stops:
                     self.store.drop_connections()
         if names and not deadline.expired:
             try:
-                self.ask(self.store.delete, names, deadline)
+                with self.nearby.writing(names):
+                    self.ask(self.store.delete, names, deadline)
             except RedisError as error:
                 self.monitor.record("discard", Outcome.UNAVAILABLE, error.reason, 0.0)
 

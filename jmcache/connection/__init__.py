@@ -25,7 +25,12 @@ _replies     replies, strictly
 _translate   their errors into ours
 """
 
+from typing import TYPE_CHECKING
+
 from jmcache.connection._manager import RedisConnectionManager
 from jmcache.connection._usage import PoolUsage, waited_s
 
-__all__ = ["PoolUsage", "RedisConnectionManager", "waited_s"]
+if TYPE_CHECKING:
+    from jmcache.connection._tracking import Tracking
+
+__all__ = ["PoolUsage", "RedisConnectionManager", "Tracking", "waited_s"]

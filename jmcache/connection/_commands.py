@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jmcache.connection._wire import (
+    LIFE,
     NUMBER,
     OK,
     OK_OR_NOTHING,
@@ -57,6 +58,11 @@ class Command(NamedTuple):
 def get(name: bytes) -> Command:
     """Look."""
     return Command(name, pack_get(name), VALUE)
+
+
+def life(name: bytes) -> Command:
+    """Ask for the milliseconds that a blob has left."""
+    return Command(name, pack(b"PTTL", name), LIFE)
 
 
 def void(*leases: bytes) -> Command:

@@ -114,6 +114,7 @@ class Listening:
         """
         self._stream.begin(deadline)
         self._ask(b"HELLO", b"3")
+        self._ask(b"PTTL", canary_prefix)  # what is kept is asked for with it
         rest = self._ask(
             *(b"CLIENT", b"TRACKING", b"ON", b"BCAST"),
             *(b"PREFIX", prefix, b"PREFIX", canary_prefix),

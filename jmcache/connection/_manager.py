@@ -16,15 +16,22 @@ from jmcache.connection._resolver import Resolver
 from jmcache.connection._tls import Tls
 from jmcache.connection._usage import PoolUsage, Tally
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisClosedError, RedisError, RedisWrongTypeError
+from jmcache.errors import (
+    RedisClosedError,
+    RedisError,
+    RedisNotServedError,
+    RedisWrongTypeError,
+)
 from jmcache.fork import renew_in_child
 from jmcache.store import Found, Item
 
 if TYPE_CHECKING:
     from jmcache.connection._cluster import Cluster
+    from jmcache.connection._listening import Hears
     from jmcache.connection._members import Guard
     from jmcache.connection._node import Limits, Node
     from jmcache.connection._reading import Reading
+    from jmcache.connection._tracking import Tracking
     from jmcache.settings import CacheSettings
 
     Server = Node | Cluster
@@ -142,21 +149,38 @@ class RedisConnectionManager:
         counters: Sequence[bytes],
         leases: Sequence[bytes],
         deadline: Deadline,
+        *,
+        lives: bool = False,
     ) -> Found:
         """See Store.read."""
-        found = self.get_many([*names, *leases, *counters], deadline)
+        wanted = [*names, *leases, *counters]
+        found: Sequence[bytes | RedisError | None]
+        lives_ms: list[int] = []
+        if lives:
+            commands = [*map(_commands.get, wanted), *map(_commands.life, names)]
+            replies = self._each(commands, deadline)
+            found = replies[: len(wanted)]
+            # Who may not ask reads all the same, and has been told so: see _listening.
+            lives_ms = [one if isinstance(one, int) else -1 for one in replies[len(wanted) :]]
+        else:
+            found = self.get_many(wanted, deadline)
         if len(names) == 1 and not isinstance(found[0], RedisWrongTypeError):
             _raise_first(found[:1])
-        return self._found(found, len(names), len(leases))
+        return self._found(found, len(names), len(leases))._replace(lives_ms=lives_ms)
 
-    def begin_reading(self, names: Sequence[bytes], deadline: Deadline) -> Reading | None:
+    def begin_reading(
+        self, names: Sequence[bytes], deadline: Deadline, lives: Sequence[bytes] = ()
+    ) -> Reading | None:
         """Ask for *names* without a wait, for an event loop; None where that is not possible.
 
         Not retried, and for one server alone.
+
+        Args:
+            lives: Names whose lives are asked for too.
         """
         if self._closed or self._connection_class or self.in_parts:
             return None
-        reading = self._make_reading(self._present.server, names, deadline)
+        reading = self._make_reading(self._present.server, names, deadline, lives)
         return reading if reading.begin() else None
 
     def write(
@@ -276,6 +300,38 @@ class RedisConnectionManager:
             self._close_former()
             if self._closed:  # meanwhile, perhaps before there was a new one to close
                 self._server.close()
+
+    def tracking(self, hears: Hears, prefix: bytes, lag_s: float) -> Tracking:
+        """Return who has *hears* told what changes among the names with *prefix*; not started.
+
+        Args:
+            prefix: Ends in ":".
+            lag_s: Seconds that what is kept of them may be behind Redis.
+        """
+        from jmcache.connection._tracking import Tracking
+
+        return Tracking(
+            self.new_connection,
+            self.set,
+            hears,
+            prefix,
+            lag_s=lag_s,
+            connect_s=self.settings.connection_timeout,
+            place=lambda: self.settings.endpoint,
+        )
+
+    def new_connection(self) -> Any:
+        """Return a connection beside those of the pool, made as they are; not connected yet.
+
+        Raises RedisNotServedError where there is no single server, or its connections speak for
+        themselves.
+        """
+        if self._closed:
+            raise RedisClosedError("the connection manager is closed")
+        server = self._server
+        if self._connection_class is not None or not isinstance(server, self._make_node):
+            raise RedisNotServedError("no connection to listen on", reason="no_tracking")
+        return server.new_connection()
 
     def now(self) -> float:
         """Seconds since 1970."""

@@ -11,7 +11,7 @@ from typing import Any
 from jmcache.connection._node import Node
 from jmcache.connection._replies import Reply
 from jmcache.connection._translate import ABSORBED, is_foreign
-from jmcache.connection._wire import VALUE, pack_get
+from jmcache.connection._wire import LIFE, VALUE, pack, pack_get
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError, RedisTimeoutError
 
@@ -22,13 +22,21 @@ class Reading:
     Attributes:
         found: What is stored under each of the names, once `step` says so; an error in the place
             of a reply that is one.
+        lives_ms: What each of the names that it was wanted of has left, as Found.lives_ms.
     """
 
-    def __init__(self, node: Node, names: Sequence[bytes], deadline: Deadline) -> None:
+    def __init__(
+        self, node: Node, names: Sequence[bytes], deadline: Deadline, lives: Sequence[bytes] = ()
+    ) -> None:
         self.found: list[bytes | RedisError | None] = []
+        self.lives_ms: list[int] = []
         self._node = node
         self._packed = b"".join(map(pack_get, names))
         self._asked = (VALUE,) * len(names)
+        if lives:
+            self._packed += b"".join([pack(b"PTTL", name) for name in lives])
+            self._asked += (LIFE,) * len(lives)
+        self._count = len(names)
         self._replies: list[Reply] = []
         self._loan: list[Any] = []
         self._left_s = deadline.remaining()
@@ -64,7 +72,9 @@ class Reading:
         if whole:
             node = self._node
             node.pool.give_back(self._loan)
-            self.found = node.values(self._replies)
+            self.found = node.values(self._replies[: self._count])
+            lives = self._replies[self._count :]
+            self.lives_ms = [life if isinstance(life, int) else -1 for life in lives]
         return whole
 
     def give_up(self) -> RedisError:

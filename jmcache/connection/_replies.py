@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from jmcache.connection._wire import NUMBER, OK, OK_OR_NOTHING, TREE, VALUE
+from jmcache.connection._wire import LIFE, NUMBER, OK, OK_OR_NOTHING, TREE, VALUE
 from jmcache.errors import RedisConnectionError, RedisCorruptEntryError, RedisProtocolError
 
 Reply = bytes | int | list[Any] | redis.ResponseError | None
@@ -23,6 +23,7 @@ _LONGEST_HEAD = 32  # bytes; of any head but an error's, which is its text
 _LONGEST_ERROR = 16 * 1024  # bytes
 _BRANCHES = VALUE + NUMBER + TREE
 _DEEPEST = 4  # levels of a tree
+_NO_LIVES = (b":-1", b":-2")  # without an end, and not there
 _LEAST_BRANCH = 4  # bytes that any branch of a tree has at least
 _CHUNK = 64 * 1024  # bytes a read reserves, whatever size was announced
 
@@ -76,6 +77,8 @@ class Replies:
             return self._value(head)
         if asked == NUMBER:
             return _number(head)
+        if asked == LIFE:
+            return int(head[1:]) if head in _NO_LIVES else _number(head)
         if asked == TREE:
             return self._tree(head, _DEEPEST)
         if asked == OK_OR_NOTHING:

@@ -59,7 +59,7 @@ class Tracking:
         *,
         lag_s: float,
         connect_s: float,
-        place: str,
+        place: Callable[[], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start nothing yet.
@@ -71,7 +71,7 @@ class Tracking:
             prefix: Of the names to listen for; ends in ":".
             lag_s: Seconds that what is kept may be behind Redis.
             connect_s: Seconds that connecting may take.
-            place: Where Redis is, for the log.
+            place: Says where Redis is, for the log.
             clock: That of *hears*.
         """
         self._connect = connect
@@ -206,7 +206,7 @@ class Tracking:
             return None  # the pool meets the same, and the circuit breaker tells of it
         except Exception as error:  # noqa: BLE001
             # The thread would die, and the near cache stay off without a word.
-            _log.error("listening to %s failed (%s); tried again", self._place, type(error))
+            _log.error("listening to %s failed (%s); tried again", self._place(), type(error))
             return None
         return 0.0
 
@@ -236,8 +236,8 @@ class Tracking:
             self._said_refused = True
             _log.warning(
                 "near: %s does not tell us what changes in it (%s): the near cache is off, and"
-                " tried again every minute. It takes Redis 6.0, and from an ACL user the right"
-                " +client|tracking",
-                self._place,
+                " tried again every minute. It takes Redis 6.0, and of an ACL user the rights"
+                " +client|tracking +pttl",
+                self._place(),
                 error.reason,
             )

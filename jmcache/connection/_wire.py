@@ -9,6 +9,7 @@ from __future__ import annotations
 # What a reply must be: one of these, values(n), or an error.
 VALUE = b"$"  # bytes or nothing
 NUMBER = b":"
+LIFE = b":-"  # a number, or -1 or -2
 OK = b"+OK"
 PONG = b"+PONG"
 
