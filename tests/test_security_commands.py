@@ -181,6 +181,26 @@ def test_nothing_but_the_documented_commands_is_sent(
     assert {"GET", "SET", "UNLINK", "INCR", "PEXPIRE", "EVAL"} <= spoken
 
 
+def test_a_near_cache_sends_no_more_than_is_said_of_it(
+    tcp_server: PrivateServer, log: CommandLog
+) -> None:
+    """What its connection says reaches no key but canaries, which end after a second."""
+    settings = CacheSettings.from_url(tcp_server.url, namespace="test", near=True)
+    with RedisCacheFactory.create_cache(settings) as cache:
+        cache.set("a", 1)
+        wait_for(lambda: cache.get("a") and ("get", "hit", "near") in cache.stats().operations)
+    sent = log.commands()
+    spoken = {" ".join(words[:2] if words[0] == "CLIENT" else words[:1]) for words in sent}
+    documented = {right.removeprefix("+").upper() for right in RIGHTS} | GREETING
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    for word in ("+client|tracking", "+pttl", "HELLO 3"):
+        assert f"`{word}`" in page
+    assert spoken - documented == {"HELLO", "CLIENT TRACKING", "PTTL"}
+    (canary, *_) = [words for words in sent if words[0] == "SET" and "#near:" in words[1]]
+    assert canary[1].startswith("test:v1#near:")
+    assert canary[3:] == ["PX", "1000"]
+
+
 def test_no_script_has_anything_of_a_user_in_it(tcp_server: PrivateServer, log: CommandLog) -> None:
     """A key or value in the text of a script is a program that a candidate's name can write."""
     use_everything(CacheSettings.from_url(tcp_server.url, namespace="test"), tcp_server)
