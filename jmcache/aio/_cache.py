@@ -317,12 +317,15 @@ class AsyncRedisCache:
         near = adapting.find_near(key, validate, timeout, at_once=True)
         if near is not None:
             return near
+        started = time.perf_counter()
+        refused = adapting.refused(key, validate, timeout, started)
+        if refused is not None:
+            return refused
         deadline = Deadline.of_call(timeout, self.settings.operation_timeout)
         # What the application has to say of a value takes its time, and has no place on the loop.
         # Nor has what is in this process, but takes long.
         on_thread = validate or adapting.validates or adapting.holds_near(key)
         if not (on_thread or self._cache.answers_at_once):
-            started = time.perf_counter()
             found = await self._gathered().reads.look(self._adapting.key(key), deadline)
             if found is not None:
                 found = self._adapting.decoded(found, deadline)

@@ -24,6 +24,7 @@ class Adapting:
         self._cache = cache
         self._stops = stops
         self.key = cache._key  # noqa: SLF001 - of the same package
+        self.refused = cache._refused  # noqa: SLF001
         self.set_each = cache._set_each  # noqa: SLF001  waits for Redis
 
     @property

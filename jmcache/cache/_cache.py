@@ -163,12 +163,13 @@ class Cache:
         if near is not None:
             return near
         started = time.perf_counter()
+        if (refused := self._refused(key, validate, timeout, started)) is not None:
+            return refused
         deadline = self._deadline(timeout)
         slot = self._key(key)
         if validate is not None:
             check_validate(validate)
         try:
-            self._stops.check_usable()
             look = self._stops.accepted(self._stops.look_at(slot, deadline), validate)
             if isinstance(look, RedisError):
                 raise look
@@ -178,6 +179,22 @@ class Cache:
         if isinstance(look, RedisError):
             self.give_up("lookup", look, started)
             return Look(look.outcome, look.reason)
+        self._monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
+        return look
+
+    def _refused(
+        self, key: str, validate: Validate | None, timeout: Timeout, started: float
+    ) -> Look | None:
+        """Return how a get ends that cannot be asked for now, counted; None when it can."""
+        look = self._stops.refused()
+        if look is None:
+            return None
+        if type(key) is not str:
+            self._key(key)  # or it is refused
+        if timeout is not None:
+            self._deadline(timeout)
+        if validate is not None:
+            check_validate(validate)
         self._monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
         return look
 
@@ -738,9 +755,11 @@ class Cache:
         except RedisError as error:
             nothing: T = self.give_up(operation, error, started, keys)
             return nothing
-        self._monitor.record_many(
-            operation, [(Outcome.DONE, "")] * keys, time.perf_counter() - started
-        )
+        seconds = time.perf_counter() - started
+        if keys == 1:
+            self._monitor.record(operation, Outcome.DONE, "", seconds)
+        else:
+            self._monitor.record_many(operation, [(Outcome.DONE, "")] * keys, seconds)
         return result
 
     def _key(self, key: str) -> Key:

@@ -181,6 +181,8 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
         ValueError: One of them is empty or has half a character (a lone surrogate), or they do
             not fit in an entry together.
     """
+    if tags == ():
+        return ()
     if isinstance(tags, (str, bytes)):
         raise TypeError("tags: several texts as a tuple or the like, not one")
     if not isinstance(tags, Iterable):

@@ -153,7 +153,8 @@ class RedisConnectionManager:
         lives: bool = False,
     ) -> Found:
         """See Store.read."""
-        wanted = [*names, *leases, *counters]
+        wanted = (*names, *leases, *counters)
+        count = len(names)
         found: Sequence[bytes | RedisError | None]
         lives_ms: list[int] = []
         if lives:
@@ -163,10 +164,10 @@ class RedisConnectionManager:
             # Who may not ask reads all the same, and has been told so: see _listening.
             lives_ms = [one if isinstance(one, int) else -1 for one in replies[len(wanted) :]]
         else:
-            found = self.get_many(wanted, deadline)
-        if len(names) == 1 and not isinstance(found[0], RedisWrongTypeError):
+            found = self._carry_out("get_many", wanted, deadline)
+        if count == 1 and not isinstance(found[0], RedisWrongTypeError):
             _raise_first(found[:1])
-        return self._found(found, len(names), len(leases))._replace(lives_ms=lives_ms)
+        return self._found(found, count, len(leases), lives_ms)
 
     def begin_reading(
         self, names: Sequence[bytes], deadline: Deadline, lives: Sequence[bytes] = ()
@@ -249,17 +250,18 @@ class RedisConnectionManager:
         commands = [_commands.seed(counter, now_us) for counter in counters]
         _raise_first(self._each(commands, deadline))
 
-    def _found(self, replies: Sequence[Any], names: int, leases: int) -> Found:
+    def _found(
+        self, replies: Sequence[Any], names: int, leases: int, lives_ms: Sequence[int] = ()
+    ) -> Found:
         """Return *replies*, of so many names and leases, and of counters, as Found."""
         counters = replies[names + leases :]
         if not self.in_parts:
             _raise_first(counters)  # without them nothing can be said of the blobs
-        holders = replies[names : names + leases]
-        return Found(
-            replies[:names],
-            counters,
-            [None if isinstance(reply, RedisError) else reply for reply in holders],
-        )
+        holders: Sequence[bytes | None] = ()
+        if leases:
+            found = replies[names : names + leases]
+            holders = [None if isinstance(reply, RedisError) else reply for reply in found]
+        return Found(replies[:names], counters, holders, lives_ms)
 
     def _void(self, leases: Sequence[bytes]) -> list[Command]:
         if self.in_parts:  # each may be another node's

@@ -108,10 +108,12 @@ class Node:
 
     def values(self, replies: Sequence[Any]) -> list[bytes | RedisError | None]:
         """Return *replies*, with errors that concern one name alone in place; raise any other."""
-        found = [self.told(reply) if isinstance(reply, Exception) else reply for reply in replies]
-        for one in found:
-            if isinstance(one, RedisError) and not isinstance(one, RedisWrongTypeError):
-                raise one
+        found = list(replies)
+        for place, reply in enumerate(replies):
+            if isinstance(reply, Exception):
+                error = found[place] = self.told(reply)
+                if not isinstance(error, RedisWrongTypeError):
+                    raise error
         return found
 
     def set(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:

@@ -95,11 +95,16 @@ class Replies:
         May be repeated after a BlockingIOError of *recv*; *asked* is all VALUE then.
         """
         while len(replies) < len(asked):
-            # The usual: "$", a few digits, and all that they announce is there.
+            # The usual: a head of a few bytes that is there whole, with all that it announces.
             data, at = self._data, self._at
+            one = asked[len(replies)]
             end = data.find(_END, at, at + _LONGEST_HEAD)
+            if one is OK and end > at and data[at:end] == OK:
+                self._at = end + len(_END)
+                replies.append(OK[1:])
+                continue
             digits = data[at + 1 : end] if end > at else b""
-            if asked[len(replies)] is VALUE and data[at : at + 1] == VALUE and digits.isdigit():
+            if one is VALUE and data[at : at + 1] == VALUE and digits.isdigit():
                 size = int(digits)
                 start = end + len(_END)
                 stop = start + size
@@ -111,7 +116,7 @@ class Replies:
             if at == len(data):
                 self._data, self._at = self._more(), 0
             else:
-                replies.append(self.read(asked[len(replies)]))
+                replies.append(self.read(one))
 
     def _tree(self, head: bytes, levels: int) -> list[Any]:
         count = _number(head)
