@@ -144,7 +144,8 @@ class Combiner(Generic[K, A]):
             self._out.pop(turn, None)
             if self._waiting:
                 self._ring_first()
-        self._learn(key, answer)
+        if self._large or self._size_of(answer) >= _LARGE:
+            self._learn(key, answer)
         return answer
 
     def _wait(self, want: _Want[K, A], ask: AskTogether[K, A]) -> None:
