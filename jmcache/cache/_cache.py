@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextvars
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Final, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
@@ -41,7 +41,7 @@ from jmcache.errors import (
 )
 from jmcache.flight import Flights
 from jmcache.health import Health
-from jmcache.keys import generate_key
+from jmcache.keys import KeySpace, generate_key
 from jmcache.monitoring import CacheStats
 from jmcache.outcome import Lookup, Outcome
 from jmcache.settings import CacheSettings, check_ttl, read_settings, without_frames
@@ -54,6 +54,8 @@ _HIT = Outcome.HIT  # looking a member up in its class costs 3.11 as much as a d
 Timeout = float | Deadline | None
 
 NO_DEFAULT: Final = object()  # "no default was given", where None may be one
+_KEYS_KNOWN = 2048  # names of keys, some 0.5 KB each
+_SHORT_KEY = 128  # characters; generate_key's have 73
 _BACKGROUND_THREADS = 4  # refreshes at one time
 _BACKGROUND_QUEUE = 64  # refreshes waiting for one of them; more are skipped
 _RETURNS_QUEUE = 10_000  # leases to be given back, a round trip each; more end by themselves
@@ -106,6 +108,8 @@ class Cache:
         self._loads = Background(_LOAD_THREADS, _LOAD_QUEUE)
         self._monitor = stops.monitor
         self._keys = stops.keys
+        # A hot key's name is looked up in a tenth of the time that it takes to reckon.
+        self._lately = lru_cache(_KEYS_KNOWN)(partial(_key_of, stops.keys))
         self._nearby = stops.nearby
         self._on_close = on_close
 
@@ -153,7 +157,7 @@ class Cache:
             self._deadline(timeout)  # a wrong one is not to depend on what is kept
         if validate is not None:
             check_validate(validate)
-        look = self._stops.look_near(self._keys.name(key)[0], validate, at_once=at_once)
+        look = self._stops.look_near(self._key(key).name, validate, at_once=at_once)
         if look is not None:
             self._monitor.record("get", _HIT, NEAR, time.perf_counter() - started)
         return look
@@ -763,14 +767,20 @@ class Cache:
         return result
 
     def _key(self, key: str) -> Key:
-        name, digest = self._keys.name(key)
-        return Key(name, digest, self._keys.lease(name))
+        if type(key) is str and len(key) <= _SHORT_KEY:
+            return self._lately(key)
+        return _key_of(self._keys, key)
 
     def _deadline(self, timeout: Timeout) -> Deadline:
         return Deadline.of_call(timeout, self.settings.operation_timeout)
 
     def _ttl(self, ttl: float | None) -> float:
         return self._settings.ttl if ttl is None else check_ttl(ttl)
+
+
+def _key_of(keys: KeySpace, key: str) -> Key:
+    name, digest = keys.name(key)
+    return Key(name, digest, keys.lease(name))
 
 
 def _texts(keys: Iterable[str]) -> Iterable[str]:
