@@ -51,7 +51,7 @@ def one_contest(ours: list[Turn], plain: list[Turn], **case: Any) -> report.Repo
 def measured(_port_server: PrivateServer, tests_first: None) -> report.Report:
     """Every part, in little, with those contenders that are installed everywhere."""
     found = run.measure(_port_server.port, TINY, run.PARTS, {PLAIN, PLAIN_AWAITED, OURS})
-    return found | {"about": run.about("redis-server 7")}
+    return found | {"about": run.about("redis-server 7", TINY)}
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,10 @@ def replaced(page: str, text: str) -> str:
 def _about(report: Report) -> str:
     about = report["about"]
     packages = ", ".join([f"{name} {version}" for name, version in about["packages"].items()])
-    return f"{about['machine']}. Python {about['python']}, {about['server']}. {packages}."
+    rounds = f"{about['plan']['rounds']} rounds of {1e3 * about['plan']['round_s']:g} ms or more"
+    load = f"load average {about['load']:.1f} before it began"
+    where = f"{about['machine']}, {load}. Python {about['python']}, {about['server']}"
+    return f"{rounds}. {where}. {packages}."
 
 
 def _held(report: Report, cases: Sequence[Case]) -> list[tuple[Case, Turns]]:
@@ -226,10 +229,10 @@ def _lines(
 
 
 def _table(rows: Rows) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=True)]) + " |"
         for row in rows
     ]
-    lines.insert(1, "| " + " | ".join(["-" * max(3, w) for w in widths]) + " |")
+    lines.insert(1, "| " + " | ".join(["-" * w for w in widths]) + " |")
     return "\n".join(lines)

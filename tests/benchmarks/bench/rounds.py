@@ -35,7 +35,7 @@ class Plan:
 
 
 FULL = Plan(rounds=21, round_s=0.1, samples=12_000, look_ups=60_000, entries=10_000)
-QUICK = Plan(rounds=5, round_s=0.02, samples=2_000, look_ups=6_000, entries=10_000)
+QUICK = Plan(rounds=5, round_s=0.02, samples=1_500, look_ups=5_000, entries=10_000)
 
 
 class Spread(NamedTuple):

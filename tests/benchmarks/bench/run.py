@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import logging
 import os
@@ -70,8 +71,9 @@ def main(args: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(args)
     # One part breaks its connection on purpose: no news.
     logging.getLogger("jmcache").addHandler(logging.NullHandler())
-    found = measure(asked.port, QUICK if asked.quick else FULL, asked.only or PARTS)
-    found["about"] = about(asked.server)
+    plan = QUICK if asked.quick else FULL
+    before = about(asked.server, plan)
+    found = measure(asked.port, plan, asked.only or PARTS) | {"about": before}
     print(report.as_text(found))
     if asked.json:
         asked.json.write_text(report.as_json(found), "utf-8")
@@ -80,8 +82,8 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def about(server: str) -> dict[str, object]:
-    """Return the machine and the versions."""
+def about(server: str, plan: Plan) -> dict[str, object]:
+    """Return the machine, how busy it is with others at this moment, and the versions."""
     packages = {}
     for name in PACKAGES:
         try:
@@ -90,6 +92,8 @@ def about(server: str) -> dict[str, object]:
             continue
     return {
         "machine": _machine(),
+        "load": os.getloadavg()[0],
+        "plan": dataclasses.asdict(plan),
         "python": platform.python_version(),
         "server": server,
         "packages": packages,
