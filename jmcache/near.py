@@ -29,6 +29,7 @@ from jmcache.frozen import UNFIT, freeze
 # Names share so many numbers. One that changed takes with it, of what is being read at that moment,
 # what has its number: one read in 4,096 is not kept that could be.
 _SLOTS = 4096
+_WRITING_S = 10.0  # so long a write keeps its names out, should a kept traceback keep it alive
 _HOT_SHARE = 64  # of the limit: decoded, a value takes some 7 times the bytes it is made of
 _HOT_HITS = 2  # so many, and a value is kept decoded
 _OVERHEAD = 500  # bytes of an entry besides its name and body, measured on 3.11
@@ -38,12 +39,13 @@ _TAG_OVERHEAD = 100  # and for each tag
 class Writing:
     """A write of this process, from before it is sent until its answer is there."""
 
-    __slots__ = ("__weakref__", "_coherence", "_reference", "names")
+    __slots__ = ("__weakref__", "_coherence", "_reference", "names", "until")
 
     def __init__(self, coherence: Coherence, names: Sequence[bytes]) -> None:
         self._coherence = coherence
         self._reference: weakref.ref[Writing] | None = None
         self.names = frozenset(names)
+        self.until = math.inf
 
     def __enter__(self) -> None:
         self._reference = self._coherence._begin_writing(self)  # noqa: SLF001  a part of it
@@ -194,6 +196,7 @@ class Coherence:
 
     def _begin_writing(self, writing: Writing) -> weakref.ref[Writing]:
         # Known weakly: who is torn away without a word does not keep its names out for ever.
+        writing.until = self._clock() + _WRITING_S
         reference = weakref.ref(writing, self._writing.discard)
         self._writing.add(reference)
         if self._caches:
@@ -202,11 +205,12 @@ class Coherence:
         return reference
 
     def _end_writing(self, reference: weakref.ref[Writing] | None, names: Iterable[bytes]) -> None:
+        if reference is not None:
+            self._writing.discard(reference)
+        # After that: what was kept in between goes, too.
         if self._caches:
             with self.lock:
                 self._invalidate(names)
-        if reference is not None:
-            self._writing.discard(reference)
 
     def _add(self, cache: NearCache) -> None:
         with self.lock:
@@ -230,7 +234,11 @@ class Coherence:
         wanted = {name, self._space, *counters}
         for reference in tuple(self._writing):
             writing = reference()
-            if writing is not None and not wanted.isdisjoint(writing.names):
+            if (
+                writing is not None
+                and self._clock() < writing.until
+                and not wanted.isdisjoint(writing.names)
+            ):
                 return True
         return False
 
@@ -459,8 +467,10 @@ class NearCache:
     def _forget(self, names: Iterable[bytes]) -> None:
         for name in names:
             self._drop(name)
-            for dependent in self._dependents.pop(name, ()):
+            # Known as dependents until they are gone, wherever a signal handler raises.
+            for dependent in tuple(self._dependents.get(name, ())):
                 self._drop(dependent)
+            self._dependents.pop(name, None)
 
     def _drop(self, name: bytes) -> None:
         entry = self._entries.pop(name, None)

@@ -228,6 +228,16 @@ def test_a_writer_that_was_torn_away_keeps_nothing_out(coherence, near):
     assert put(coherence, near, entry(1))
 
 
+def test_a_writer_whose_traceback_is_kept_keeps_nothing_out_for_long(coherence, near, clock):
+    """Error trackers keep every frame an exception has passed through, for days."""
+    writing = coherence.writing([name(1)])
+    writing.__enter__()
+    clock.advance(9.9)
+    assert not put(coherence, near, entry(1))
+    clock.advance(0.2)
+    assert put(coherence, near, entry(1))
+
+
 def test_a_write_through_one_cache_reaches_all_of_the_process(coherence, near, clock):
     """Two caches of one namespace in one process are one writer to their caller."""
     other = NearCache(coherence, MIB, 30.0, clock=clock)
