@@ -14,13 +14,17 @@ from __future__ import annotations
 import copy
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisCorruptEntryError, RedisError, RedisTimeoutError
+from jmcache.errors import (
+    RedisCorruptEntryError,
+    RedisError,
+    RedisPoolExhaustedError,
+    RedisTimeoutError,
+)
 from jmcache.fork import renew_in_child
 
 K = TypeVar("K", bound=Hashable)
@@ -31,22 +35,13 @@ AskTogether = Callable[[Sequence[K], Deadline], Sequence[A | RedisError]]
 _LANES = 4  # that many ask side by side before anybody waits, while there is no crowd
 _CROWD = 3.0  # callers in one round trip, of late, from which on waiting for each other pays
 _PATIENCE_S = 0.002  # of whoever is next
-_LOOK_AGAIN_S = 0.02  # of those behind, and of those that are asked for: whether somebody was lost
+_LOOK_AGAIN_S = 0.02  # of those behind, and of those that are asked for: was somebody torn away?
 _MOST = 64  # keys in one round trip
 _MOST_BYTES = 512 * 1024  # in one reply, as far as one can tell beforehand
 _LARGE = 64 * 1024  # bytes; whose value had so many last time is asked for alone
 _LARGE_KEYS = 1_024  # known at most
 _SHARE = 8  # what is expected follows what was seen latest by an eighth
-_GRACE_S = 0.05  # after its deadline, in which whoever asks is still believed to answer
-
-
-class _Turn:
-    """Somebody who is out asking. Known weakly: who was torn away is not waited for."""
-
-    __slots__ = ("__weakref__", "ends_at")
-
-    def __init__(self, deadline: Deadline) -> None:
-        self.ends_at = deadline.at + _GRACE_S
+_WANT_OF_TIME = (RedisTimeoutError, RedisPoolExhaustedError)
 
 
 class _Want(Generic[K, A]):
@@ -55,6 +50,7 @@ class _Want(Generic[K, A]):
     Attributes:
         answer: There is one when *answered*; an error stands for none.
         alone: It has to ask by itself: what was asked for all says nothing about it.
+        turn: Of whoever asks for it; None while nobody does.
     """
 
     __slots__ = ("alone", "answer", "answered", "bell", "deadline", "error", "key", "turn")
@@ -67,20 +63,12 @@ class _Want(Generic[K, A]):
         self.answered = False
         self.error: RedisError | None = None
         self.alone = False
-        self.turn: weakref.ref[_Turn] | None = None  # of whoever asks for it
+        self.turn: object | None = None
         self.bell = threading.Lock()
         self.bell.acquire()
 
     def is_over(self) -> bool:
         return self.answered or self.alone or self.error is not None
-
-    @property
-    def is_lost(self) -> bool:
-        """Is nobody going to answer who said so?"""
-        if self.turn is None:
-            return False
-        turn = self.turn()
-        return turn is None or time.monotonic() > turn.ends_at
 
     def ring(self) -> None:
         try:
@@ -103,7 +91,7 @@ class Combiner(Generic[K, A]):
         renew_in_child(self._renew_in_child)
 
     def _renew_in_child(self) -> None:
-        self._out: dict[_Turn, None] = {}  # who asks right now
+        self._out: dict[object, None] = {}  # the turns of those who ask right now
         self._waiting: deque[_Want[K, A]] = deque()  # the first is the next to ask
         self._large: dict[K, None] = {}
         self._expected = 0.0  # bytes of an answer
@@ -121,7 +109,7 @@ class Combiner(Generic[K, A]):
             RedisError: There was none, as the one who asked was told. RedisTimeoutError also when
                 *deadline* was over before that.
         """
-        if self._has_room() or key in self._large:
+        if (not self._waiting and self._has_room()) or key in self._large:
             return self._get_alone(key, deadline, ask)
         want: _Want[K, A] = _Want(key, deadline)
         try:
@@ -136,7 +124,7 @@ class Combiner(Generic[K, A]):
         raise want.error or RedisTimeoutError("no answer within the deadline")
 
     def _get_alone(self, key: K, deadline: Deadline, ask: Ask[K, A]) -> A:
-        turn = _Turn(deadline)
+        turn = object()
         try:
             self._out[turn] = None
             answer = ask(key, deadline)
@@ -158,13 +146,13 @@ class Combiner(Generic[K, A]):
             rung = want.bell.acquire(timeout=min(left_s, look_again_s))
             if want.is_over():
                 return
-            if self._is_first(want) and (rung or time.monotonic() >= patient_until):
-                self._forget_lost()
-                self._lead(want, ask)
-            elif not rung and want.is_lost:
-                want.alone = True
-            elif not rung and want.turn is None and want not in self._waiting:
-                self._waiting.append(want)  # taken by somebody who was interrupted just then
+            if want in self._waiting:
+                # Behind somebody who was torn away, and will never lead, after some time too.
+                is_next = self._is_first(want) or not rung
+                if is_next and (rung or time.monotonic() >= patient_until):
+                    self._lead(want, ask)
+            elif not rung and want.turn not in self._out and not want.is_over():
+                want.alone = True  # taken by somebody who was torn away
 
     def _has_room(self) -> bool:
         return len(self._out) < (_LANES if self._crowd < _CROWD else 1)
@@ -176,10 +164,10 @@ class Combiner(Generic[K, A]):
             return False
 
     def _leave(self, want: _Want[K, A]) -> None:
-        if want.turn is None and want in self._waiting:
+        if want.turn is None:
             try:
                 self._waiting.remove(want)
-            except ValueError:  # taken since
+            except ValueError:  # taken
                 return
             self._ring_first()
 
@@ -189,19 +177,13 @@ class Combiner(Generic[K, A]):
         except IndexError:  # nobody is
             pass
 
-    def _forget_lost(self) -> None:
-        now = time.monotonic()
-        for turn in tuple(self._out):
-            if turn.ends_at < now:
-                self._out.pop(turn, None)
-
     def _lead(self, mine: _Want[K, A], ask: AskTogether[K, A]) -> None:
         """Ask for those that wait, the first of whom is *mine*, unless somebody was faster."""
-        turn = _Turn(mine.deadline)
+        turn = object()
         flock: list[_Want[K, A]] = []
         try:
             self._out[turn] = None
-            self._take(flock, weakref.ref(turn))
+            self._take(flock, turn)
             if flock:
                 self._ask_for(flock, mine.deadline, ask)
         finally:
@@ -213,7 +195,7 @@ class Combiner(Generic[K, A]):
             if self._waiting:
                 self._ring_first()
 
-    def _take(self, flock: list[_Want[K, A]], turn: weakref.ref[_Turn]) -> None:
+    def _take(self, flock: list[_Want[K, A]], turn: object) -> None:
         most = min(_MOST, int(_MOST_BYTES / (self._expected + 1)) or 1)
         try:
             while len(flock) < most:
@@ -241,8 +223,9 @@ class Combiner(Generic[K, A]):
                 self._learn(want.key, answer)
 
     def _fail(self, want: _Want[K, A], error: RedisError, asked: Deadline, keys: int) -> None:
-        if isinstance(error, RedisTimeoutError):  # the time of whoever asked
-            want.alone = want.deadline.at > asked.at
+        if error.retryable or isinstance(error, _WANT_OF_TIME):
+            # It may have been for want of time: of whoever asked, who had less than half as much.
+            want.alone = want.deadline.remaining() > 2 * asked.remaining()
         else:  # one value spoils the common reply, as a foreign giant does
             want.alone = keys > 1 and isinstance(error, RedisCorruptEntryError)
         # One for each thread, as each adds its own traceback.
@@ -250,11 +233,13 @@ class Combiner(Generic[K, A]):
 
     def _learn(self, key: K, answer: A) -> None:
         size = self._size_of(answer)
-        if size >= _LARGE:
+        if size < _LARGE:
+            if self._large:
+                self._large.pop(key, None)
+        elif key in self._large:
+            return  # it is in no common reply anyway
+        else:
             if len(self._large) >= _LARGE_KEYS:
                 self._large.clear()
             self._large[key] = None
-            return
-        if self._large:
-            self._large.pop(key, None)
-        self._expected += (size - self._expected) / _SHARE
+        self._expected += (min(size, _MOST_BYTES) - self._expected) / _SHARE
