@@ -107,5 +107,5 @@ def test_an_interrupt_at_any_point_leaves_the_near_cache_true_and_in_use(
             break
         point += 1
         bench.check(interrupter.where)
-    assert point >= 2
+    assert point > 0
     assert len(kept) == point
