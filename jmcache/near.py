@@ -30,7 +30,10 @@ from jmcache.frozen import UNFIT, freeze
 # what has its number: one read in 4,096 is not kept that could be.
 _SLOTS = 4096
 _WRITING_S = 10.0  # so long a write keeps its names out, should a kept traceback keep it alive
-_HOT_SHARE = 64  # of the limit: decoded, a value takes some 7 times the bytes it is made of
+# Of what is kept, the part whose values are kept decoded, too: they take some 7 times as much.
+_HOT_SHARE = 50
+_HOT_BYTES = 1024 * 1024  # or so many, in a cache that holds little, but no more than
+_HOT_LIMIT_SHARE = 64  # such a part of its limit
 _HOT_HITS = 2  # so many, and a value is kept decoded
 _OVERHEAD = 500  # bytes of an entry besides its name and body, measured on 3.11
 _TAG_OVERHEAD = 100  # and for each tag
@@ -308,8 +311,8 @@ class NearCache:
     """Entries of Redis in this process, as long as *coherence* says that they are true.
 
     Holds *max_bytes* at most, and the values of the hottest besides: those are decoded once and
-    shared by all callers, read-only (see jmcache.frozen); a 64th of the bytes is kept so, which
-    takes some 7 times as much memory. The least recently used entry goes first.
+    shared by all callers, read-only (see jmcache.frozen); a 50th of the bytes is kept so, or a MiB,
+    which takes some 7 times as much memory. The least recently used entry goes first.
 
     Thread-safe: a hit takes no lock. A forked child starts with nothing.
     """
@@ -331,7 +334,7 @@ class NearCache:
         """
         self._coherence = coherence
         self._max_bytes = max_bytes
-        self._hot_max_bytes = max_bytes // _HOT_SHARE
+        self._hot_least_bytes = min(_HOT_BYTES, max_bytes // _HOT_LIMIT_SHARE)
         self._ttl_s = ttl_s
         self._clock = clock
         # Written under the lock of the coherence. Read without: each look is one atomic step.
@@ -369,6 +372,10 @@ class NearCache:
             pass
         return entry
 
+    @property
+    def _hot_most_bytes(self) -> int:
+        return max(self._hot_least_bytes, self._bytes // _HOT_SHARE)
+
     def peek(self, name: bytes) -> NearEntry | None:
         """Return what `get` would, and count it as no use."""
         entry = self._entries.get(name)
@@ -390,7 +397,7 @@ class NearCache:
         if value is UNFIT:
             return decoded
         entry.hits += 1
-        if entry.hits >= _HOT_HITS and 2 * len(entry.body) <= self._hot_max_bytes:
+        if entry.hits >= _HOT_HITS and 2 * len(entry.body) <= self._hot_most_bytes:
             with self._coherence.lock:
                 self._heat(entry, value)
         return value
@@ -451,7 +458,7 @@ class NearCache:
         self._hot_bytes += len(entry.body)
         self._hot[entry.name] = entry
         entry.value = value
-        while self._hot_bytes > self._hot_max_bytes:
+        while self._hot_bytes > self._hot_most_bytes:
             try:
                 _, coolest = self._hot.popitem(last=False)
             except KeyError:  # as in _evict

@@ -284,7 +284,8 @@ def test_replacing_and_forgetting_leave_nothing_behind(coherence, near, clock):
     assert near._hot_bytes == 0
 
 
-def test_memory_stays_within_bounds_for_ten_thousand_entries():
+@pytest.mark.parametrize("limit", [64 * MIB, 1024 * MIB])
+def test_memory_stays_within_bounds_for_ten_thousand_entries(limit):
     """Issue: 10,000 entries of 5 KB within 1.3 times the bytes stored, hot values included."""
     rows = [
         {"job_id": f"job-{n:06}", "score": n / 7, "skills": ["python", "sql"]} for n in range(60)
@@ -296,7 +297,7 @@ def test_memory_stays_within_bounds_for_ten_thousand_entries():
         before, _ = tracemalloc.get_traced_memory()
         coherence = Coherence(SPACE)
         coherence.extend(coherence.open(), math.inf)
-        near = NearCache(coherence, 64 * MIB, 30.0)
+        near = NearCache(coherence, limit, 30.0)
         for number in range(10_000):
             put(coherence, near, entry(number, body + b"%d" % number))
         for number in range(9_000, 10_000):
