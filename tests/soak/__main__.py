@@ -14,6 +14,9 @@ from typing import Any
 from soak import peers, report
 from soak.run import Plan, Progress, run
 
+_PLAIN = ("jmcache", "jmcache-awaited")
+_NEAR = ("jmcache-near", "jmcache-near-awaited")
+
 
 def main() -> int:
     """Run what the command line asks for."""
@@ -25,6 +28,7 @@ def main() -> int:
         seed=seed,
         processes=asked.processes,
         threads=asked.threads,
+        contenders=_NEAR if asked.near else _PLAIN,
     )
     print(f"seed {seed}", flush=True)
     signal.signal(signal.SIGTERM, _end)
@@ -84,6 +88,7 @@ def _arguments() -> argparse.Namespace:
         "--processes", type=int, default=2, help="with threads, besides one of tasks"
     )
     parser.add_argument("--threads", type=int, default=16, help="in each process, and tasks")
+    parser.add_argument("--near", action="store_true", help="with near caches")
     parser.add_argument("--peers", action="store_true", help="other clients in the same scenes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     return parser.parse_args()

@@ -18,12 +18,15 @@ class Jmcache:
     """jmcache with nothing but its defaults."""
 
     awaited = False
+    near = False
 
     def __init__(self, host: str, port: int, password: str) -> None:
         from jmcache import CacheSettings, RedisCacheFactory
 
         self.opened = self.closed = 0  # the breaker
-        settings = CacheSettings(host=host, port=port, password=password, namespace="soak")
+        settings = CacheSettings(
+            host=host, port=port, password=password, namespace="soak", near=self.near
+        )
         self._cache = RedisCacheFactory.create_cache(settings)
         self._cache._breaker.on_change(self._note)
         self.get = self._cache.get
@@ -41,6 +44,7 @@ class Jmcache:
             endings[ending] = endings.get(ending, 0) + count
         return {
             "connections_in_use": health.connections_in_use,
+            "listeners": int(self.near),
             "breaker": {
                 "opened": self.opened,
                 "closed": self.closed,
@@ -69,6 +73,18 @@ class JmcacheAwaited(Jmcache):
         self.set = adapter.set
         self.delete = adapter.delete
         self.close = adapter.aclose
+
+
+class JmcacheNear(Jmcache):
+    """With a near cache."""
+
+    near = True
+
+
+class JmcacheNearAwaited(JmcacheAwaited):
+    """The same behind the adapter."""
+
+    near = True
 
 
 class RedisPy:
@@ -253,6 +269,8 @@ class DjangoRedisForgiving(DjangoRedis):
 CONTENDERS: dict[str, Callable[[str, int, str], Any]] = {
     "jmcache": Jmcache,
     "jmcache-awaited": JmcacheAwaited,
+    "jmcache-near": JmcacheNear,
+    "jmcache-near-awaited": JmcacheNearAwaited,
     "redis-py": RedisPy,
     "redis-py-tuned": RedisPyTuned,
     "cashews": Cashews,

@@ -50,7 +50,7 @@ def promises(run: Run) -> list[Promise]:
     shut = all(b["opened"] == b["closed"] and b["state"] == "closed" for b in breakers)
     died = sum(replica["died"] for replica in replicas)
     at_rest, at_end = run["clients_at_rest"], run["clients_at_end"]
-    most = CONNECTIONS * len(replicas)
+    most = sum(CONNECTIONS + replica.get("listeners", 0) for replica in replicas)
     return [
         Promise("verified hits, above 0", f"{total['hits']:,}", total["hits"] > 0),
         Promise("wrong values", f"{total['wrong']:,}", not total["wrong"]),
