@@ -16,6 +16,7 @@ from typing import Any, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack, overl
 
 from jmcache.aio._driver import Driver
 from jmcache.aio._reads import Reads
+from jmcache.aio._sizes import Sizes
 from jmcache.aio._threads import Call, Threads
 from jmcache.aio._writes import Writes
 from jmcache.cache import (
@@ -50,8 +51,15 @@ class _Gathered:
     """What is gathered on one loop."""
 
     def __init__(self, cache: Cache, threads: Threads, loop: asyncio.AbstractEventLoop) -> None:
-        self.reads = Reads(cache.adapting, loop)
-        self.writes = Writes(cache, threads, loop)
+        sizes = Sizes()
+        self.reads = Reads(cache.adapting, sizes, loop)
+        self.writes = Writes(cache, threads, sizes, loop)
+
+    def leave(self) -> None:
+        """Another loop runs. One that only pauses goes on later."""
+        loop = self.reads.loop()
+        if loop is None or loop.is_closed():
+            self.reads.abandon()
 
 
 class AsyncRedisCache:
@@ -128,7 +136,8 @@ class AsyncRedisCache:
         timeout: Timeout = None,
     ) -> bool:
         """See Cache.set."""
-        if timeout is None and not tags and not self._cache.answers_at_once:
+        plain = timeout is None and type(tags) is tuple and not tags
+        if plain and not (self._adapting.in_parts or self._cache.answers_at_once):
             kept, slot = self._adapting.to_keep(ttl), self._adapting.key(key)
             return await self._gathered().writes.set(slot, value, kept)
         return await self._call("set", self._cache.set, key, value, ttl, tags=tags, timeout=timeout)
@@ -340,6 +349,8 @@ class AsyncRedisCache:
         loop = asyncio.get_running_loop()
         gathered: _Gathered | None = getattr(self._here, "gathered", None)
         if gathered is None or gathered.reads.loop() is not loop:
+            if gathered is not None:
+                gathered.leave()
             gathered = self._here.gathered = _Gathered(self._cache, self._threads, loop)
         return gathered
 

@@ -26,7 +26,7 @@ class Gathering(Generic[W]):
         """
         self.loop = weakref.ref(loop)  # a loop that is done with is not kept
         self.waiting: deque[W] = deque()
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._out = 0  # flights
         self._leaving: asyncio.Handle | None = None
         self._crowd = 0  # of the latest flight
@@ -38,7 +38,7 @@ class Gathering(Generic[W]):
             return
         loop = asyncio.get_running_loop()
         if self._out:
-            self._leaving = loop.call_later(self._patience_s, self._leave)
+            self._leaving = loop.call_later(self.patience_s, self._leave)
         elif self._crowd > 1:
             self._leaving = loop.call_soon(self._leave)  # with whoever else asks in this turn
         else:
@@ -53,19 +53,35 @@ class Gathering(Generic[W]):
             self._leave()
 
     def _leave(self) -> None:
+        """Let one flight leave; the next one when it has landed, or after the patience anew."""
+        # All of them at the same time land at the same time, and take a connection each.
         self._leaving = None
         while self.waiting:
             flock = self.take()
-            if not flock:
-                return
+            if not flock:  # all were cancelled
+                continue
             self._crowd = len(flock)
             if self.depart(flock):
                 self._out += 1
+            if self._out:
+                break
+        if self.waiting:
+            self.left_behind()
+            self._leaving = asyncio.get_running_loop().call_later(self.patience_s, self._leave)
 
     def take(self) -> list[W]:
-        """Return those of the first that wait who may leave together; they wait no more."""
+        """Return those of the first that wait who may leave together; they wait no more.
+
+        None of them when the first ones do not want to any more.
+        """
         raise NotImplementedError
 
     def depart(self, flock: list[W]) -> bool:
-        """Let *flock* leave, which calls `landed` once it is over; False when it is over now."""
+        """Let *flock* leave, which calls `landed` once it is over; False when it is over now.
+
+        Whatever it raises, none of them is left to wait for ever.
+        """
         raise NotImplementedError
+
+    def left_behind(self) -> None:
+        """Some wait for another flight."""

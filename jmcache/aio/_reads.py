@@ -10,17 +10,16 @@ import asyncio
 from collections import deque
 
 from jmcache.aio._gathering import Gathering
+from jmcache.aio._sizes import Sizes
 from jmcache.cache import Adapting, AwaitedLook, Key, Look
 from jmcache.deadline import Deadline
-from jmcache.errors import RedisError, RedisTimeoutError
+from jmcache.errors import RedisError, RedisHurriedError
 
 _PATIENCE_S = 0.002
+_LARGE_PATIENCE_S = 0.01  # behind a flight with so much that its answer takes its time
 _MOST = 128  # keys in one round trip
-_MOST_BYTES = 512 * 1024  # in one reply, as far as one can tell beforehand
-_LARGE = 64 * 1024  # bytes; whose value had so many last time leaves alone
-_LARGE_KEYS = 1_024  # known at most
-_SHARE = 8  # what is expected follows what was seen latest by an eighth
 _TURN_BYTES = 256 * 1024  # of values that are decoded in one turn of the loop, 1 to 2 ms
+_NOTABLE = 32 * 1024  # bytes; who hands out more has had the turn
 
 Answer = Look | RedisError | None
 
@@ -28,12 +27,13 @@ Answer = Look | RedisError | None
 class _Read:
     """What one caller waits for; None in the end: a thread has to ask."""
 
-    __slots__ = ("deadline", "future", "key")
+    __slots__ = ("deadline", "flight", "future", "key")
 
     def __init__(self, key: Key, deadline: Deadline, future: asyncio.Future[Answer]) -> None:
         self.key = key
         self.deadline = deadline
         self.future = future
+        self.flight: _Flight | None = None
 
     def tell(self, answer: Answer) -> None:
         if not self.future.done():
@@ -43,14 +43,15 @@ class _Read:
 class Reads(Gathering[_Read]):
     """Those of one loop, for its thread alone."""
 
-    def __init__(self, cache: Adapting, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, cache: Adapting, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop, _PATIENCE_S)
         self._cache = cache
+        self._sizes = sizes
         self._flights: set[_Flight] = set()
         self._alarm: asyncio.TimerHandle | None = None  # for whoever is out for too long
         self._alarm_at = 0.0
-        self._large: dict[Key, None] = {}
-        self._expected = 0.0  # bytes of a value
+        self._landed: deque[tuple[AwaitedLook, _Read]] = deque()
+        self._handing: asyncio.Handle | None = None
 
     async def look(self, key: Key, deadline: Deadline) -> Answer:
         """Return what is there for *key*, its value SEALED, or the error it ended in.
@@ -59,32 +60,62 @@ class Reads(Gathering[_Read]):
         """
         read = _Read(key, deadline, asyncio.get_running_loop().create_future())
         self.add(read)
-        return await read.future
+        try:
+            return await read.future
+        except asyncio.CancelledError:
+            if read.flight is not None:
+                read.flight.forsake()
+            raise
+
+    def abandon(self) -> None:
+        """Let go of all connections: the loop is closed."""
+        for flight in self._flights:
+            flight.close()
+        self._flights.clear()
 
     def take(self) -> list[_Read]:
-        most = min(_MOST, int(_MOST_BYTES / (self._expected + 1)) or 1)
+        most = self._sizes.most(_MOST)
         flock: list[_Read] = []
         while self.waiting and len(flock) < most:
-            if self.waiting[0].key in self._large and flock:
+            large = self._sizes.is_large(self.waiting[0].key)
+            if large and flock:
                 break
             read = self.waiting.popleft()
             if not read.future.done():
                 flock.append(read)
-            if read.key in self._large:
-                break
+                if large:
+                    break
         return flock
 
     def depart(self, flock: list[_Read]) -> bool:
         flight = _Flight(self, flock)
-        look = self._cache.begin_look(flight.keys, flight.deadline)
+        try:
+            look = self._cache.begin_look(flight.keys, flight.deadline)
+            if look is not None:
+                flight.begin(look)
+        except BaseException:
+            flight.close()
+            self._send_to_threads(flock)
+            raise
         if look is None:
-            for read in flock:
-                read.tell(None)
+            self._send_to_threads(flock)
             return False
         self._flights.add(flight)
-        flight.begin(look)
         self._see_to(flight)
+        sizes = self._sizes
+        long = sizes.is_large(flock[0].key) or sizes.takes_long(len(flock))
+        self.patience_s = _LARGE_PATIENCE_S if long else _PATIENCE_S
         return True
+
+    def _send_to_threads(self, flock: list[_Read]) -> None:
+        for read in flock:
+            read.tell(None)
+
+    def left_behind(self) -> None:
+        late = [read for read in self.waiting if read.deadline.expired]
+        for read in late:
+            self.waiting.remove(read)
+            read.tell(RedisHurriedError("the deadline was over before Redis could be asked"))
 
     def _see_to(self, flight: _Flight) -> None:
         """Have *flight* looked after when it is due."""
@@ -105,23 +136,38 @@ class Reads(Gathering[_Read]):
         if self._flights:
             self._see_to(min(self._flights, key=lambda flight: flight.due.at))
 
-    def over(self, flight: _Flight) -> None:
-        """Its round trip is."""
-        self._flights.discard(flight)
-        self.landed()
+    def land(self, flight: _Flight, look: AwaitedLook) -> None:
+        """The round trip of *flight* is over, and *look* has what came of it."""
+        if flight in self._flights:
+            self._flights.discard(flight)
+            self._landed.extend([(look, read) for read in flight.flock])
+            try:
+                self.landed()
+            finally:
+                if self._handing is None:
+                    self._hand_out()
 
-    def learn(self, key: Key, look: Look) -> int:
-        """Note and return how large a value is, in bytes."""
-        size = len(look.body or b"")
-        if size >= _LARGE:
-            if len(self._large) >= _LARGE_KEYS:
-                self._large.clear()
-            self._large[key] = None
-            return size
-        if self._large:
-            self._large.pop(key, None)
-        self._expected += (size - self._expected) / _SHARE
-        return size
+    def _hand_out(self) -> None:
+        """Let as many go on as have values that the loop can be spared to decode in one turn."""
+        self._handing = None
+        left = _TURN_BYTES
+        try:
+            while self._landed and left > 0:
+                look, read = self._landed.popleft()
+                if read.future.done():
+                    continue
+                answer: Answer = None
+                try:
+                    answer = look.look(read.key)
+                finally:
+                    read.future.set_result(answer)
+                if isinstance(answer, Look) and answer.body is not None:
+                    size = len(answer.body)
+                    self._sizes.learn(read.key, size)
+                    left -= size
+        finally:
+            if self._landed or left < _TURN_BYTES - _NOTABLE:
+                self._handing = asyncio.get_running_loop().call_soon(self._hand_out)
 
 
 class _Flight:
@@ -134,11 +180,17 @@ class _Flight:
 
     def __init__(self, reads: Reads, flock: list[_Read]) -> None:
         self.keys = tuple({read.key: None for read in flock})
-        self.deadline = max([read.deadline for read in flock], key=_moment)
-        self.due = self._due(flock)
+        self.deadline = self.due = flock[0].deadline
+        if len(flock) > 1:
+            self.deadline = max([read.deadline for read in flock], key=_moment)
+            self.due = self._due(flock)
+        self.flock = flock
+        self.loop = asyncio.get_running_loop()
         self._reads = reads
-        self._flock = flock
-        self._todo: deque[_Read] = deque()
+        self._look: AwaitedLook | None = None
+        self._watched = -1  # the descriptor
+        for read in flock:
+            read.flight = self
 
     @staticmethod
     def _due(flock: list[_Read]) -> Deadline:
@@ -146,59 +198,68 @@ class _Flight:
 
     def begin(self, look: AwaitedLook) -> None:
         """Wait for *look*, which has begun."""
-        self.loop = asyncio.get_running_loop()
         self._look = look
-        self._watch()
+        self._watch(look.fileno())
 
-    def _watch(self) -> None:
-        self._descriptor = self._look.fileno()
-        self.loop.add_reader(self._descriptor, self._read)
+    def _watch(self, descriptor: int) -> None:
+        """Wait until *descriptor*, and no other, can be read; -1: none."""
+        if descriptor == self._watched:
+            return
+        if self._watched >= 0:
+            self.loop.remove_reader(self._watched)
+        self._watched = descriptor
+        if descriptor >= 0:
+            self.loop.add_reader(descriptor, self._step)
 
-    def _unwatch(self) -> None:
-        self.loop.remove_reader(self._descriptor)
-
-    def _read(self) -> None:
+    def _step(self) -> None:
+        look = self._look
+        if look is None:
+            return
         over = True
         try:
-            over = self._look.step()
+            over = look.step()
         finally:
             if over:
-                self._land()
-            elif self._look.fileno() != self._descriptor:
-                self._unwatch()
-                self._watch()
+                self._land(look)
+            else:
+                self._watch(look.fileno())
+                if self._watched < 0:  # it has something to do besides
+                    self.loop.call_soon(self._step)
 
     def time_over(self) -> None:
         """Of one of them at least."""
-        if self.deadline.expired:
-            self._look.give_up()
-            self._land()
+        look = self._look
+        if look is None:
             return
-        late = [read for read in self._flock if read.deadline.expired]
-        self._flock = [read for read in self._flock if not read.deadline.expired]
+        if self.deadline.expired:
+            self._watch(-1)
+            look.give_up()
+            self._land(look)
+            return
+        late = [read for read in self.flock if read.deadline.expired]
+        self.flock = [read for read in self.flock if not read.deadline.expired]
         for read in late:
-            read.tell(RedisTimeoutError("no answer within the deadline"))
-        self.due = self._due(self._flock)
+            read.tell(look.too_late(read.deadline))
+        self.due = self._due(self.flock)
 
-    def _land(self) -> None:
-        self._unwatch()
-        self._look.close()
-        self._todo.extend(self._flock)
-        self._hand_out()
-        self._reads.over(self)
+    def forsake(self) -> None:
+        """One of them was cancelled. The answer is of no use when all were."""
+        if self._look is not None and all([read.future.done() for read in self.flock]):
+            self._land(self._look)
 
-    def _hand_out(self) -> None:
-        """Let as many go on as have values that the loop can be spared to decode in one turn."""
-        left = _TURN_BYTES
-        while self._todo and left > 0:
-            read = self._todo.popleft()
-            if not read.future.done():
-                answer = self._look.look(read.key)
-                if isinstance(answer, Look):
-                    left -= self._reads.learn(read.key, answer)
-                read.tell(answer)
-        if self._todo:
-            self.loop.call_soon(self._hand_out)
+    def close(self) -> None:
+        """Let go of the connection; nobody is told."""
+        look, self._look = self._look, None
+        if self._watched >= 0 and not self.loop.is_closed():
+            self._watch(-1)
+        if look is not None:
+            look.close()
+
+    def _land(self, look: AwaitedLook) -> None:
+        try:
+            self.close()
+        finally:
+            self._reads.land(self, look)
 
 
 def _moment(deadline: Deadline) -> float:

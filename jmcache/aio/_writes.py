@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from jmcache.aio._gathering import Gathering
+from jmcache.aio._sizes import Sizes
 from jmcache.aio._threads import Threads
 from jmcache.cache import Cache, Kept, Key
 from jmcache.deadline import Deadline
@@ -42,8 +43,11 @@ class _Write:
 class Writes(Gathering[_Write]):
     """Those of one loop, for its thread alone; all with the time that the setting gives them."""
 
-    def __init__(self, cache: Cache, threads: Threads, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, cache: Cache, threads: Threads, sizes: Sizes, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(loop, _PATIENCE_S)
+        self._sizes = sizes
         self._cache = cache
         self._adapting = cache.adapting
         self._threads = threads
@@ -60,17 +64,29 @@ class Writes(Gathering[_Write]):
         return self._adapting.wrote(problem, write.started)
 
     def take(self) -> list[_Write]:
+        most = self._sizes.most(_MOST)
         flock: list[_Write] = []
-        while self.waiting and len(flock) < _MOST:
+        while self.waiting and len(flock) < most:
+            large = self._sizes.is_large(self.waiting[0].key)
+            if large and flock:
+                break
             write = self.waiting.popleft()
             if not write.future.done():
                 flock.append(write)
+                if large:
+                    break
         return flock
 
     def depart(self, flock: list[_Write]) -> bool:
-        task = asyncio.get_running_loop().create_task(self._fly(flock))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        flight = self._fly(flock)
+        try:
+            task = asyncio.get_running_loop().create_task(flight)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        except BaseException:
+            flight.close()
+            _tell(flock, [_ALONE] * len(flock))
+            raise
         return True
 
     async def _fly(self, flock: list[_Write]) -> None:
@@ -80,19 +96,28 @@ class Writes(Gathering[_Write]):
             with contextlib.suppress(Exception):
                 problems = await self._set_each(flock)
         finally:
-            self.landed()
-            for write, problem in zip(flock, problems, strict=True):
-                write.tell(problem)
+            try:
+                self.landed()
+            finally:
+                _tell(flock, problems)
 
     async def _set_each(self, flock: list[_Write]) -> list[RedisError | None]:
         wanted = [(write.key, write.value, write.kept) for write in flock]
         deadline = flock[0].deadline  # the first to be over
-        call = self._threads.begin(partial(self._adapting.set_each, wanted, (), deadline), deadline)
+        call = self._threads.begin(partial(self._adapting.set_each, wanted, deadline), deadline)
         await call.ended()
         try:
             if call.refused is not None:
                 raise call.refused
-            return call.result()
+            problems, sizes = call.result()
         except RedisError as error:
             # One for each caller, as each adds its own traceback.
             return [copy.copy(error) for _ in flock]
+        for write, size in zip(flock, sizes, strict=True):
+            self._sizes.learn(write.key, size)
+        return problems
+
+
+def _tell(flock: list[_Write], problems: list[RedisError | None]) -> None:
+    for write, problem in zip(flock, problems, strict=True):
+        write.tell(problem)

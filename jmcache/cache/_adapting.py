@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jmcache.cache._awaited import AwaitedLook
 from jmcache.cache._look import Kept, Key, Look
@@ -25,12 +25,16 @@ class Adapting:
         self._stops = stops
         self.key = cache._key  # noqa: SLF001 - of the same package
         self.refused = cache._refused  # noqa: SLF001
-        self.set_each = cache._set_each  # noqa: SLF001  waits for Redis
 
     @property
     def validates(self) -> bool:
         """Is every value that is found given to a validation of the application?"""
         return self._stops.validates
+
+    @property
+    def in_parts(self) -> bool:
+        """Are keys asked of several servers, of which one may be slow for its own keys alone?"""
+        return self._stops.store.in_parts
 
     def to_keep(self, ttl: float | None) -> Kept:
         """Return how an entry is kept for *ttl* seconds. Raises ValueError."""
@@ -77,6 +81,19 @@ class Adapting:
             return Look(look.outcome, look.reason)
         self._stops.monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
         return look
+
+    def set_each(
+        self, wanted: Sequence[tuple[Key, Any, Kept]], deadline: Deadline
+    ) -> tuple[list[RedisError | None], list[int]]:
+        """Keep values in one round trip, uncounted, which waits for Redis.
+
+        Returns:
+            None for each, or why not; and its bytes, 0 for one that cannot be kept.
+
+        Raises RedisError when none could be kept, for the same reason.
+        """
+        sizes: list[int] = []
+        return self._cache._set_each(wanted, (), deadline, sizes), sizes  # noqa: SLF001
 
     def wrote(self, problem: RedisError | None, started: float) -> bool:
         """Count a set that *started* then and ended in *problem*, or well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from jmcache.envelope import Entry
 from jmcache.errors import (
     RedisCorruptEntryError,
     RedisError,
+    RedisHurriedError,
     RedisTimeoutError,
 )
 from jmcache.invalidation import read_counter
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
     from jmcache.cache._stops import Stops
     from jmcache.connection._reading import Reading
 
+_TURN_BYTES = 256 * 1024  # of values that are unsealed in one turn of the loop, 1 ms at most
+
 
 class AwaitedLook:
     """Looks at several keys in one round trip, and in one more if an entry has tags.
 
-    On the loop's thread: `begin`, then `step` whenever `fileno` can be read, until that says it is
-    over; then `look` for each key. `close` in any case. Nothing here waits.
+    On the loop's thread: `begin`, then `step` whenever `fileno` can be read, or soon while that is
+    -1, until it says it is over; then `look` for each key. `close` in any case. Nothing here waits.
     """
 
     def __init__(
@@ -54,6 +58,9 @@ class AwaitedLook:
         self._names: tuple[bytes, ...] = ()  # of the counters that are asked for
         self._known: dict[bytes, int | RedisError | None] = {}
         self._entries: dict[Key, Entry | RedisError | None] | None = None
+        self._sealed: deque[tuple[Key, bytes | RedisError | None]] = deque()
+        self._opened: dict[Key, Entry | RedisError | None] = {}
+        self._tags: set[str] = set()
         self._error: RedisError | None = None
         self._kept_from = stops.nearby.begin()
         self._lives_ms: dict[Key, int] = {}  # of those that may be kept, and were not yet
@@ -67,13 +74,13 @@ class AwaitedLook:
         return self._reading is not None
 
     def fileno(self) -> int:
-        """Return the descriptor to wait for. Another one perhaps after each `step`."""
+        """Return the descriptor to wait for, another one perhaps after each `step`; -1: none."""
         return -1 if self._reading is None else self._reading.fileno()
 
     def step(self) -> bool:
         """Read what is there; return whether it is over."""
         if self._reading is None:
-            return True
+            return self._open_some()
         try:
             if not self._reading.step():
                 return False
@@ -84,13 +91,18 @@ class AwaitedLook:
         lives = self._reading.lives_ms
         self._lives_ms |= zip(self._keys, lives, strict=False)
         self._reading = None
-        self._learn(found)
-        return self._reading is None
+        return self._learn(found)
 
     def give_up(self) -> None:
         """The time is over."""
         if self._reading is not None:
             self._fail(self._reading.give_up())
+
+    def too_late(self, deadline: Deadline) -> RedisError:
+        """Return what it is to somebody whose *deadline* is over before the question is."""
+        if self._reading is None:
+            return RedisHurriedError("the deadline was over before the work on the value was done")
+        return self._reading.too_late(deadline)
 
     def close(self) -> None:
         """Let go of the connection. Idempotent."""
@@ -122,23 +134,35 @@ class AwaitedLook:
         wanted = [*names, *self._names]
         self._reading = self._store.begin_reading(wanted, self._deadline, lives)
 
-    def _learn(self, found: Sequence[bytes | RedisError | None]) -> None:
+    def _learn(self, found: Sequence[bytes | RedisError | None]) -> bool:
         counters = found[len(found) - len(self._names) :]
         for name, stored in zip(self._names, counters, strict=True):
             self._known[name] = stored if isinstance(stored, RedisError) else read_counter(stored)
         if self._entries is not None:
-            return
+            return True
         self._end(None)
         self._stops.remember(self._space, self._known[self._space])
-        blobs = zip(self._keys, found, strict=False)
-        self._entries = {key: self._stops.unseal(key, blob) for key, blob in blobs}
-        tagged = [entry for entry in self._entries.values() if isinstance(entry, Entry)]
-        tags = {tag for entry in tagged for tag in entry.tags}
-        if tags:
-            self._names = tuple(map(self._stops.keys.tag_counter, tags))
+        self._sealed.extend(zip(self._keys, found, strict=False))
+        return self._open_some()
+
+    def _open_some(self) -> bool:
+        """Unseal as much as a loop can be spared for in one turn; return whether it is over."""
+        left = _TURN_BYTES
+        while self._sealed and left > 0:
+            key, blob = self._sealed.popleft()
+            entry = self._opened[key] = self._stops.unseal(key, blob)
+            if isinstance(entry, Entry):
+                left -= len(entry.body)
+                self._tags.update(entry.tags)
+        if self._sealed:
+            return False
+        self._entries = self._opened
+        if self._tags:
+            self._names = tuple(map(self._stops.keys.tag_counter, self._tags))
             self._ask(())
             if self._reading is None:
                 self._entries = None
+        return self._reading is None
 
     def _fail(self, error: RedisError) -> None:
         self._reading = None

@@ -349,9 +349,16 @@ class Cache:
         return not problems
 
     def _set_each(
-        self, wanted: Sequence[tuple[Key, Any, Kept]], labels: tuple[str, ...], deadline: Deadline
+        self,
+        wanted: Sequence[tuple[Key, Any, Kept]],
+        labels: tuple[str, ...],
+        deadline: Deadline,
+        sizes: list[int] | None = None,
     ) -> list[RedisError | None]:
         """Keep values in one round trip, uncounted; None for each, or why not.
+
+        Args:
+            sizes: Filled with the bytes of each, 0 for one that cannot be kept.
 
         Raises RedisError when none could be kept, for the same reason.
         """
@@ -360,11 +367,15 @@ class Cache:
         entries = []
         for key, value, kept in wanted:
             check_time(deadline)
+            body = b""
             try:
-                entries.append((key, self._stops.pack(value), kept))
+                body = self._stops.pack(value)
+                entries.append((key, body, kept))
                 answers.append(None)
             except RedisSerializationError as error:
                 answers.append(error)
+            if sizes is not None:
+                sizes.append(len(body))
         if entries:
             written = iter(self._stops.write(entries, labels, deadline))
             answers = [next(written) if answer is None else answer for answer in answers]

@@ -119,7 +119,11 @@ class Connection:
         return not sock.send_some(memoryview(sock.to_wire(packed)))
 
     def receive_now(self, asked: Sequence[bytes], replies: list[Reply]) -> bool:
-        """Read into *replies* what is there; return whether that is a reply for each of *asked*."""
+        """Read into *replies* what is there; return whether that is a reply for each of *asked*.
+
+        Of very much that is there, a part: it is to be called again as long as there is more.
+        """
+        self._sock.begin_turn()
         try:
             self._replies.read_all(asked, replies)
         except BlockingIOError:

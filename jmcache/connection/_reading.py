@@ -80,7 +80,12 @@ class Reading:
     def give_up(self) -> RedisError:
         """Close the connection, as the answer took too long; return what that is."""
         self.close()
-        return self._node.judge(RedisTimeoutError("no answer within the deadline"), self._left_s)
+        return self.too_late(self._deadline)
+
+    def too_late(self, deadline: Deadline) -> RedisError:
+        """Return what it is that no answer came within *deadline*, one that ran all the time."""
+        left_s = self._left_s - (self._deadline.at - deadline.at)
+        return self._node.judge(RedisTimeoutError("no answer within the deadline"), left_s)
 
     def close(self) -> None:
         """Let go of the connection, and close it unless all was read. Idempotent."""
