@@ -34,6 +34,8 @@ _WRITING_S = 10.0  # so long a write keeps its names out, should a kept tracebac
 _HOT_SHARE = 50
 _HOT_BYTES = 1024 * 1024  # or so many, in a cache that holds little, but no more than
 _HOT_LIMIT_SHARE = 64  # such a part of its limit
+_SMALL_BYTES = 16 * 1024 * 1024  # a cache that holds less keeps more of them, all where it is few
+_SMALL_LIMIT_SHARE = 4
 _HOT_HITS = 2  # so many, and a value is kept decoded
 _OVERHEAD = 500  # bytes of an entry besides its name and body, measured on 3.11
 _TAG_OVERHEAD = 100  # and for each tag
@@ -335,6 +337,7 @@ class NearCache:
         self._coherence = coherence
         self._max_bytes = max_bytes
         self._hot_least_bytes = min(_HOT_BYTES, max_bytes // _HOT_LIMIT_SHARE)
+        self._small_bytes = min(_SMALL_BYTES, max_bytes // _SMALL_LIMIT_SHARE)
         self._ttl_s = ttl_s
         self._clock = clock
         # Written under the lock of the coherence. Read without: each look is one atomic step.
@@ -374,7 +377,8 @@ class NearCache:
 
     @property
     def _hot_most_bytes(self) -> int:
-        return max(self._hot_least_bytes, self._bytes // _HOT_SHARE)
+        spare = (self._small_bytes - self._bytes) // 2
+        return max(self._hot_least_bytes, self._bytes // _HOT_SHARE, spare)
 
     def peek(self, name: bytes) -> NearEntry | None:
         """Return what `get` would, and count it as no use."""
@@ -441,6 +445,7 @@ class NearCache:
         self._entries[entry.name] = entry
         while self._bytes > self._max_bytes:
             self._evict()
+        self._cool_down()
         return True
 
     def _evict(self) -> None:
@@ -458,6 +463,9 @@ class NearCache:
         self._hot_bytes += len(entry.body)
         self._hot[entry.name] = entry
         entry.value = value
+        self._cool_down()
+
+    def _cool_down(self) -> None:
         while self._hot_bytes > self._hot_most_bytes:
             try:
                 _, coolest = self._hot.popitem(last=False)

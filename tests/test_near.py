@@ -315,6 +315,20 @@ def test_memory_stays_within_bounds_for_ten_thousand_entries(limit):
 # Values
 
 
+def test_of_a_cache_that_holds_little_every_value_stays_decoded(coherence, clock):
+    """A thousand hot results are one service's day; decoding one takes twenty times a hit."""
+    near = NearCache(coherence, 64 * MIB, 60.0, clock=clock)
+    for number in range(1_000):
+        put(coherence, near, entry(number, bytes(5_000)))
+    for _ in range(3):
+        for number in range(1_000):
+            near.value(near.get(name(number)), lambda body: body[:10])
+    assert len(near._hot) == 1_000
+    for number in range(1_000, 4_000):  # no longer so few
+        put(coherence, near, entry(number, bytes(5_000)))
+    assert near._hot_bytes <= MIB
+
+
 def test_the_value_of_a_hot_entry_is_decoded_once_and_shared(coherence, near):
     """Decoding is most of what a hit would cost."""
     put(coherence, near, entry(1))

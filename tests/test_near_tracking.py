@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
+import socket
 import time
 
 import pytest
@@ -35,6 +37,22 @@ def proxied(redis_server):
         with nearby(pool, proxy.settings()) as near:
             near.turn_on()
             yield near, proxy
+
+
+def test_without_a_descriptor_it_is_tried_until_there_is_one(settings, monkeypatch):
+    """The thread would end with a traceback, and the near cache be off until a restart."""
+    pairs, refused = socket.socketpair, []
+
+    def none_left(*_args):
+        refused.append(1)
+        if len(refused) <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return pairs()
+
+    monkeypatch.setattr(socket, "socketpair", none_left)
+    with nearby(settings()) as near:
+        near.turn_on()
+    assert len(refused) == 3
 
 
 # What is heard

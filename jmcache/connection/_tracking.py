@@ -150,9 +150,10 @@ class Tracking:
     # The thread ---------------------------------------------------------------------------------
 
     def _run(self, turn: int) -> None:
-        mine, theirs = socket.socketpair()
-        mine.setblocking(False)
-        theirs.setblocking(False)
+        pair = self._new_bell(turn)
+        if pair is None:
+            return
+        mine, theirs = pair
         try:
             with self._lock:
                 if turn != self._turn:
@@ -174,6 +175,18 @@ class Tracking:
                 mine.close()
                 if turn == self._turn:
                     self._bell, self.running, self._awake = None, False, False
+
+    def _new_bell(self, turn: int) -> tuple[socket.socket, socket.socket] | None:
+        while turn == self._turn and not self._stopped:
+            try:
+                pair = socket.socketpair()
+            except OSError:  # no descriptor is left; the pool meets the same, and tells of it
+                time.sleep(_BACKOFF_S)
+            else:
+                for end in pair:
+                    end.setblocking(False)
+                return pair
+        return None
 
     def _is_on(self, turn: int) -> bool:
         return turn == self._turn and not self._stopped and self._hears.has_caches
