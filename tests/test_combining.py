@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import statistics
 import threading
@@ -794,6 +795,64 @@ def test_a_stalled_connection_costs_only_those_that_asked_on_it(
         assert found == [[number] * 50 for number in range(8)]
         assert not slow.done()
         assert slow.result(WAIT_S).reason == "timeout"
+
+
+class Torn(BaseException):
+    """What is raised into a thread at any moment."""
+
+
+def test_threads_that_are_torn_away_cost_the_others_neither_time_nor_connections(
+    settings: MakeSettings,
+) -> None:
+    """A task runner that ends threads would leave others waiting, or a pool without connections."""
+    over = threading.Event()
+    longest = [0.0] * 16
+    wrong: list[Any] = []
+    kept: list[Torn] = []  # with their tracebacks, as an error tracker keeps them
+
+    def read(number: int) -> None:
+        while not over.is_set():
+            started = time.monotonic()
+            found = cache.lookup(f"k{number % 4}")
+            longest[number] = max(longest[number], time.monotonic() - started)
+            if found.value != {"k": number % 4}:
+                wrong.append(found)
+
+    def keep_reading(number: int) -> None:
+        while not over.is_set():
+            try:
+                read(number)
+            except Torn as error:
+                kept.append(error)
+
+    with RedisCacheFactory.create_cache(
+        settings(operation_timeout=LONG_S, max_connections=3)
+    ) as cache:
+        assert isinstance(cache, RedisCache)
+        assert cache.set_many({f"k{number}": {"k": number} for number in range(4)})
+        threads = [threading.Thread(target=keep_reading, args=(n,)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for torn in range(320):
+            number = threads[torn % 16].ident
+            assert number is not None
+            raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+            raise_in(ctypes.c_ulong(number), ctypes.py_object(Torn))
+            over.wait(0.004)
+        over.set()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert not [thread for thread in threads if thread.is_alive()]
+
+        combiner: Any = cache._stops._combiner  # type: ignore[attr-defined]
+        pool = cache._connection._server.pool
+        assert cache.get("k1") == {"k": 1}
+        assert not combiner._out
+        assert not combiner._waiting
+        assert pool.alive == pool.idle <= 3
+    assert not wrong
+    assert len(kept) > 100
+    assert max(longest) < LONG_S / 4
 
 
 def test_a_child_of_a_busy_parent_reads_at_once(
