@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +30,7 @@ from aio_kit import (
     made,
     own_threads,
     shelf_of,
+    stored_in,
     turns,
     usable,
 )
@@ -249,6 +259,54 @@ def test_large_values_are_handed_out_over_several_turns(
         assert ended(cache, "get") == {("hit", ""): 192}
 
 
+def test_flights_that_land_together_share_a_turn(
+    shelf: Shelf, redis_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ten connections a turn would be ten times as long."""
+    bulky = {f"b{number}": "x" * 50_000 for number in range(20)}
+    landed = threading.Semaphore(0)
+    decoded = [0]
+
+    def answer(client: Client, data: bytes) -> None:
+        client.send(data)
+        landed.release()
+
+    async def tick() -> None:
+        while True:
+            decoded.append(0)
+            await asyncio.sleep(0)
+
+    async def use() -> None:
+        shelf.opened.clear()
+        tasks = []
+        for number in range(4):  # of five each
+            keys = list(bulky)[number::4]
+            tasks.append(asyncio.ensure_future(asyncio.gather(*map(cache.get, keys))))
+            await asked(shelf)
+        stops: Any = cache.sync._stops
+        decode = stops.nearby.decode
+
+        def decoding(body: bytes) -> Any:
+            decoded[-1] += len(body)
+            return decode(body)
+
+        monkeypatch.setattr(stops.nearby, "decode", decoding)
+        ticking = asyncio.ensure_future(tick())
+        shelf.opened.set()
+        for _ in shelf.flights:
+            assert landed.acquire(timeout=20)  # the loop does nothing meanwhile
+        await asyncio.gather(*tasks)
+        ticking.cancel()
+
+    shelf.answer = answer
+    shelf.stored |= shelf_of(redis_server, bulky, compress_above_bytes=0).stored
+    with ScriptedServer(shelf) as server, over(server, 8).sync as sync:
+        cache = AsyncRedisCache(sync)
+        asyncio.run(use())
+        assert sum(decoded) == 20 * 50_003
+        assert max(decoded) < 256 * 1024 + 50_003
+
+
 # Where a thread takes over ------------------------------------------------------------------------
 
 
@@ -380,29 +438,32 @@ async def timed(get: Any) -> tuple[Any, float]:
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("how", [silent, dripping])
 def test_each_of_a_flight_returns_within_its_own_deadline(
     how: Callable[[Client, bytes], None], shelf: Shelf
 ) -> None:
     """The patient ones of a flight must not decide how long the others wait; nor is a loop held."""
     timeouts = (0.1, 0.2, 0.4)
+    answers = [Client.send, how]
 
     async def use() -> list[tuple[Any, float]]:
         first = await first_out(cache, shelf)
         late = [cache.lookup(f"k{n}", timeout=t) for n, t in enumerate(timeouts, 1)]
         others = [asyncio.ensure_future(timed(one)) for one in late]
         await turns(2)
-        shelf.answer = how  # for the second flight
         lags: list[float] = []
         shelf.opened.set()
         while not all(one.done() for one in others):
             started = time.monotonic()
             await asyncio.sleep(0.01)
             lags.append(time.monotonic() - started - 0.01)
-        await first
+        assert await first == VALUES["k0"]
+        assert shelf.flights == [1, 3]
         assert sorted(lags)[len(lags) // 2] < 0.02  # most turns are short, whatever the machine
         return await asyncio.gather(*others)
 
+    shelf.answer = lambda client, data: answers.pop(0)(client, data)
     with ScriptedServer(shelf) as server, over(server).sync as sync:
         cache = AsyncRedisCache(sync)
         for (found, took_s), timeout in zip(asyncio.run(use()), timeouts, strict=True):
@@ -413,7 +474,7 @@ def test_each_of_a_flight_returns_within_its_own_deadline(
 
 @pytest.mark.faults
 def test_who_waits_for_a_flight_that_hangs_is_held_to_its_deadline_too(
-    shelf: Shelf, redis_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
+    shelf: Shelf, redis_server: PrivateServer
 ) -> None:
     """Giants leave one by one: the last of a hundred would begin when its time is long over."""
     giants = {f"g{number}": "x" * 70_000 for number in range(100)}
@@ -423,7 +484,11 @@ def test_who_waits_for_a_flight_that_hangs_is_held_to_its_deadline_too(
         for key in giants:
             assert await cache.get(key) is not None  # that it is one is known now
         shelf.answer = silent
-        return await asyncio.gather(*[timed(cache.lookup(key, timeout=0.2)) for key in giants])
+        first = asyncio.ensure_future(cache.get("g0"))
+        await turns(2)
+        ends = await asyncio.gather(*[timed(cache.lookup(key, timeout=0.2)) for key in giants])
+        first.cancel()
+        return ends
 
     with ScriptedServer(shelf) as server, over(server, max_connections=4).sync as sync:
         cache = AsyncRedisCache(sync)
@@ -663,3 +728,268 @@ def test_a_loop_that_pauses_for_another_goes_on_later(shelf: Shelf) -> None:
         assert loop.run_until_complete(first) == VALUES["k0"]
         loop.close()
         assert cache._threads.running == 0
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_forked_child_reads_for_itself(shelf: Shelf) -> None:
+    """What the parent waits for is the parent's; the child has connections of its own."""
+
+    async def use() -> None:
+        first = await first_out(cache, shelf)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later: threads
+            pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            right: list[object] = []
+            # Of a thread: this one believes to be in its parent's loop.
+            child = threading.Thread(target=lambda: right.append(asyncio.run(cache.get("k1"))))
+            child.start()
+            child.join()
+            os._exit(0 if right == [VALUES["k1"]] else 1)
+        await asked(shelf)
+        shelf.opened.set()
+        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert await first == VALUES["k0"]
+
+    with ScriptedServer(shelf) as server, over(server).sync as sync:
+        cache = AsyncRedisCache(sync)
+        asyncio.run(use())
+        assert usable(cache) == sync.settings.max_connections
+
+
+def test_ctrl_c_ends_a_run_and_leaves_no_connection_behind(shelf: Shelf) -> None:
+    """The application may catch it, tidy up, and go on with the same cache."""
+
+    async def use() -> None:
+        first = await first_out(cache, shelf)
+        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+        await first
+
+    with ScriptedServer(shelf) as server, over(server, max_connections=1).sync as sync:
+        cache = AsyncRedisCache(sync)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(use())
+        assert usable(cache) == 1
+        shelf.opened.set()
+        assert asyncio.run(cache.get("k1")) == VALUES["k1"]
+
+
+def test_a_loop_that_is_run_again_after_ctrl_c_has_its_answer(shelf: Shelf) -> None:
+    """An interactive session goes on with the loop that it interrupted."""
+    with ScriptedServer(shelf) as server, over(server).sync as sync:
+        cache = AsyncRedisCache(sync)
+        loop = asyncio.new_event_loop()
+        first = loop.run_until_complete(first_out(cache, shelf))
+        loop.call_soon(signal.raise_signal, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+        shelf.opened.set()
+        assert loop.run_until_complete(first) == VALUES["k0"]
+        loop.close()
+        assert usable(cache) == sync.settings.max_connections
+
+
+def test_an_adapter_that_nobody_has_is_gone(settings: MakeSettings) -> None:
+    """Those that are made for a job, and never closed, would fill the process."""
+
+    async def use(cache: AsyncRedisCache) -> weakref.ref[AsyncRedisCache]:
+        await cache.set("k", 1)
+        assert await cache.get("k") == 1
+        cache.sync.close()
+        return weakref.ref(cache)
+
+    gone = asyncio.run(use(made(settings(operation_timeout=5.0))))
+    gc.collect()  # the loop that asyncio.run has left
+    assert gone() is None
+
+
+# What became invalid ------------------------------------------------------------------------------
+
+
+def test_tags_cost_a_flight_one_more_round_trip_however_many_there_are(
+    shelf: Shelf, redis_server: PrivateServer, patient: None
+) -> None:
+    """One for each entry would make of a flight of a hundred a hundred flights."""
+    tagged = {f"t{number}": number for number in range(40)}
+    shelf.stored |= shelf_of(redis_server, tagged, tags=["one", "two"]).stored
+    shelf.stored = stored_in(redis_server)  # with one state of the counters
+
+    async def use() -> None:
+        first = await first_out(cache, shelf)
+        others = [asyncio.ensure_future(cache.get(key)) for key in tagged]
+        await turns(2)
+        shelf.opened.set()
+        await first
+        assert await asyncio.gather(*others) == list(tagged.values())
+
+    with ScriptedServer(shelf) as server, over(server).sync as sync:
+        cache = AsyncRedisCache(sync)
+        asyncio.run(use())
+        assert shelf.flights == [1, 40, 1]  # the last: two counters
+        assert cache._threads.running == 0
+
+
+@pytest.mark.faults
+def test_counters_that_cannot_be_had_cost_the_tagged_entries_alone(
+    shelf: Shelf, redis_server: PrivateServer, patient: None
+) -> None:
+    """Nobody may be shown what is perhaps invalid; the rest of the flight is as good as ever."""
+    shelf_of(redis_server, {"tagged": 1}, tags=["one"])
+    shelf.stored = stored_in(redis_server)
+
+    async def use() -> None:
+        first = await first_out(cache, shelf)
+        plain, tagged = gets(cache, 1)[0], asyncio.ensure_future(cache.lookup("tagged"))
+        await turns(2)
+
+        def answer(client: Client, data: bytes) -> None:
+            if shelf.flights[-1:] != [0]:
+                client.send(data)
+
+        shelf.answer = answer
+        shelf.opened.set()
+        assert await asyncio.gather(first, plain) == values(0, 1)
+        assert (await tagged).outcome is Outcome.UNAVAILABLE
+
+    with ScriptedServer(shelf) as server, over(server, operation_timeout=0.4).sync as sync:
+        cache = AsyncRedisCache(sync)
+        asyncio.run(use())
+        assert ended(cache, "get") == {("hit", ""): 2, ("unavailable", "timeout"): 1}
+
+
+FOREIGN = """
+import sys
+from jmcache import CacheSettings, RedisCacheFactory
+
+url = sys.argv[1]
+cache = RedisCacheFactory.create_cache(
+    CacheSettings.from_url(url, namespace="test", operation_timeout=10.0)
+)
+for line in sys.stdin:
+    verb, key, version = line.split()
+    if verb == "set":
+        right = cache.set(key, int(version), tags=[key])
+    elif verb == "delete":
+        right = cache.delete(key)
+    else:
+        right = cache.invalidate_tags(key)
+    print(right, flush=True)
+"""
+
+
+class Truth:
+    """What a read that begins now may see of each key: nothing, or no less than its floor."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.floor = dict.fromkeys(keys, 0)
+        self.newest = dict.fromkeys(keys, 0)
+        self.busy = {key: asyncio.Lock() for key in keys}
+        self.hits = 0
+
+    async def read(self, cache: AsyncRedisCache, key: str) -> None:
+        floor = self.floor[key]
+        seen = await cache.get(key)
+        if seen is not None:
+            self.hits += 1
+            assert floor <= seen <= self.newest[key], (key, floor, seen)
+
+    async def change(self, key: str, verb: str, how: Callable[[int], Any]) -> None:
+        """Have *how* set, delete or invalidate, one at a time for a key."""
+        async with self.busy[key]:
+            self.newest[key] += 1
+            version = self.newest[key]
+            assert await how(version) is True, verb
+            # What is there after a delete is from before it, or from a set after it.
+            self.floor[key] = version if verb == "set" else version + 1
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_read_sees_what_was_replaced_before_it_began(
+    seed: int, settings: MakeSettings, redis_server: PrivateServer
+) -> None:
+    """Whoever saves and reads again is shown what he saved, and what is deleted stays away."""
+    draw = random.Random(seed)
+    keys = [f"k{number}" for number in range(6)]
+    cache = made(settings(operation_timeout=10.0), 3)
+    other = [sys.executable, "-c", FOREIGN, redis_server.url]
+
+    async def use() -> int:
+        truth = Truth(keys)
+        foreign = await asyncio.create_subprocess_exec(
+            *other, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        asking = asyncio.Lock()
+
+        async def elsewhere(verb: str, key: str, version: int) -> bool:
+            assert foreign.stdin is not None and foreign.stdout is not None  # noqa: PT018
+            async with asking:
+                foreign.stdin.write(f"{verb} {key} {version}\n".encode())
+                return await foreign.stdout.readline() == b"True\n"
+
+        here: dict[str, Callable[[str, int], Any]] = {
+            "set": cache.set,
+            "delete": lambda key, _: cache.delete(key),
+            "invalidate": lambda key, _: cache.invalidate_tags(key),
+        }
+
+        async def write() -> None:
+            for _ in range(25):
+                key, verb = draw.choice(keys), draw.choice(["set", "set", "delete", "invalidate"])
+                way = draw.choice(["here", "there"])
+                if verb == "set" and way == "here" and draw.random() < 0.5:
+                    call = partial(_tagged, cache, key)
+                elif way == "here":
+                    # Without its tag an entry is not what invalidate_tags is about.
+                    verb = "delete" if verb == "invalidate" else verb
+                    call = partial(here[verb], key)
+                else:
+                    verb = "delete" if verb == "invalidate" else verb
+                    call = partial(elsewhere, verb, key)
+                await truth.change(key, verb, call)
+
+        async def read() -> None:
+            for _ in range(60):
+                await truth.read(cache, draw.choice(keys))
+
+        await asyncio.gather(*[write() for _ in range(8)], *[read() for _ in range(56)])
+        await _invalidated_everywhere(cache, truth, keys, elsewhere)
+        assert foreign.stdin is not None
+        foreign.stdin.close()
+        await foreign.wait()
+        return truth.hits
+
+    with cache.sync:
+        assert asyncio.run(use()) > 500
+        assert {outcome for outcome, _ in ended(cache, "get")} == {"hit", "miss"}
+
+
+async def _tagged(cache: AsyncRedisCache, key: str, version: int) -> bool:
+    return await cache.set(key, version, tags=[key])
+
+
+async def _invalidated_everywhere(
+    cache: AsyncRedisCache, truth: Truth, keys: list[str], elsewhere: Callable[..., Any]
+) -> None:
+    """Tags and `clear`, of this process and another, with readers all the time."""
+    over_now = False
+
+    async def read(key: str) -> None:
+        while not over_now:
+            await truth.read(cache, key)
+
+    readers = [asyncio.ensure_future(read(key)) for key in keys * 8]
+    for turn in range(12):
+        for key in keys:
+            await truth.change(key, "set", partial(_tagged, cache, key))
+        for key in keys:
+            if turn % 3 == 0:
+                await truth.change(key, "invalidate", lambda _, k=key: cache.invalidate_tags(k))
+            elif turn % 3 == 1:
+                await truth.change(key, "invalidate", partial(elsewhere, "invalidate", key))
+        if turn % 3 == 2:
+            assert await cache.clear() is True
+            truth.floor = {key: version + 1 for key, version in truth.newest.items()}
+    over_now = True
+    await asyncio.gather(*readers)

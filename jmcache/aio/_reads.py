@@ -140,12 +140,16 @@ class Reads(Gathering[_Read]):
         """The round trip of *flight* is over, and *look* has what came of it."""
         if flight in self._flights:
             self._flights.discard(flight)
-            self._landed.extend([(look, read) for read in flight.flock])
             try:
                 self.landed()
             finally:
-                if self._handing is None:
-                    self._hand_out()
+                self.hand(look, flight.flock)
+
+    def hand(self, look: AwaitedLook, flock: list[_Read]) -> None:
+        """Tell *flock* what *look* found for them, as soon as the loop can be spared for it."""
+        self._landed.extend([(look, read) for read in flock])
+        if self._handing is None:
+            self._hand_out()
 
     def _hand_out(self) -> None:
         """Let as many go on as have values that the loop can be spared to decode in one turn."""
@@ -225,6 +229,15 @@ class _Flight:
                 self._watch(look.fileno())
                 if self._watched < 0:  # it has something to do besides
                     self.loop.call_soon(self._step)
+        if look.waits_for_tags:
+            self._hand_out_untagged(look)
+
+    def _hand_out_untagged(self, look: AwaitedLook) -> None:
+        """Let those go on who would not wait for tags if they were alone."""
+        untagged = [read for read in self.flock if not look.depends_on_tags(read.key)]
+        if untagged:
+            self.flock = [read for read in self.flock if look.depends_on_tags(read.key)]
+            self._reads.hand(look, untagged)
 
     def time_over(self) -> None:
         """Of one of them at least."""

@@ -18,7 +18,6 @@ from jmcache.errors import (
     RedisTimeoutError,
 )
 from jmcache.invalidation import read_counter
-from jmcache.outcome import Outcome
 
 if TYPE_CHECKING:
     from jmcache.cache._stops import Stops
@@ -109,10 +108,20 @@ class AwaitedLook:
         if self._reading is not None:
             self._reading.close()
 
+    @property
+    def waits_for_tags(self) -> bool:
+        """Does it wait for nothing but the counters of tags? See `depends_on_tags`."""
+        return self._reading is not None and self._entries is not None
+
+    def depends_on_tags(self, key: Key) -> bool:
+        """Has what was found for *key* tags? Else `look` can tell of it already."""
+        entry = self._entries.get(key) if self._entries is not None else None
+        return isinstance(entry, Entry) and bool(entry.tags)
+
     def look(self, key: Key) -> Look | RedisError | None:
         """Return what was found for *key*, its value SEALED, or what it ended in.
 
-        None: a thread has to ask again, because that may help or because there is more to do.
+        None: a thread has to ask again, as that may help.
         """
         if self._error is not None:
             return _for_one(self._error)
@@ -123,8 +132,7 @@ class AwaitedLook:
                 key, self._entries[key], self._space, self._known, self._deadline, decode=False
             )
         except RedisError as error:
-            # What is corrupt is to be removed, which takes a round trip.
-            return None if error.outcome is Outcome.CORRUPT else error
+            return error
         if self._kept_from is not None and key in self._lives_ms:
             life_ms = self._lives_ms.pop(key)
             self._stops.keep(self._kept_from, key, self._entries[key], look, life_ms)
