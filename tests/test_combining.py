@@ -367,6 +367,15 @@ def test_who_waits_for_a_turn_waits_no_longer_than_its_own_time(rig: Rig, patien
     assert rig.source.alone == ["held"]
 
 
+def test_who_leaves_the_line_hands_the_bell_on(rig: Rig, patient: None) -> None:
+    """It rang for the first, whose time was over just then; nobody else would hear of it."""
+    rig.hold_one()
+    leaves, stays = rig.line_up("b", within=0.5) + rig.line_up("c")
+    assert isinstance(leaves.exception(WAIT_S), RedisTimeoutError)
+    assert stays.result(WAIT_S) == "c!"
+    assert rig.source.together == [["c"]]
+
+
 def test_who_is_asked_for_waits_no_longer_than_its_own_time(rig: Rig, patient: None) -> None:
     """The leader has its own, and may wait for as long as it likes."""
     rig.source.held.add("b")
@@ -461,6 +470,23 @@ def test_a_round_trip_is_bounded_by_the_bytes_that_are_expected(
     largest = max(map(len, rig.source.together))
     assert largest <= max(1, 1.02 * combining._MOST_BYTES // size)
     assert largest >= min(8, combining._MOST_BYTES // size)
+
+
+def test_however_much_is_expected_one_is_asked_for(rig: Rig, patient: None) -> None:
+    """With room for none, nobody would ever be asked for."""
+    rig.combiner._expected = combining._MOST_BYTES
+    assert results(rig.leave_together("b", "c")) == ["b!", "c!"]
+    assert rig.source.together == [["b"], ["c"]]
+
+
+def test_one_giant_is_soon_forgotten(rig: Rig, patient: None) -> None:
+    """All others would go one by one for as long as it takes to forget a gigabyte."""
+    rig.combiner._size_of = lambda answer: 10**9 if answer == "giant!" else 5
+    results(rig.leave_together("giant"))
+    for number in range(10):
+        results(rig.leave_together(f"k{number}"))
+    results(rig.leave_together(*"bcdefghijk"))
+    assert rig.source.together[-1] == list("bcdefghijk")
 
 
 def test_what_is_known_to_be_large_makes_no_round_trip_smaller(rig: Rig, patient: None) -> None:
