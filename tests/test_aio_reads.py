@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import random
 import signal
@@ -41,6 +42,7 @@ from scripted_server import END, RESET, Client, ScriptedServer
 from jmcache import AsyncRedisCache, Outcome, RedisCacheFactory
 from jmcache.aio import _reads
 from jmcache.circuit_breaker import CircuitState
+from jmcache.deadline import Deadline
 from jmcache.settings import CacheSettings
 from jmcache.testing import PrivateCluster, PrivateServer, fake_manager
 
@@ -473,6 +475,34 @@ def test_each_of_a_flight_returns_within_its_own_deadline(
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("patient")
+def test_nobody_is_forgotten_whose_time_is_over_while_the_others_are_told(shelf: Shelf) -> None:
+    """Callers of one turn are microseconds apart: one was, and waited for ever."""
+    ticks = itertools.count()
+
+    def clock() -> float:
+        return time.monotonic() + next(ticks) / 1000  # it leaps whenever somebody looks
+
+    async def use() -> list[Any]:
+        first = await first_out(cache, shelf)
+        late = [cache.lookup(f"k{n}", timeout=Deadline(0.3 + n / 200, clock)) for n in range(1, 40)]
+        others = asyncio.gather(*late)
+        await turns(2)
+        shelf.answer = silent
+        shelf.opened.set()
+        first.cancel()  # so that the others leave
+        return await asyncio.wait_for(others, 10.0)
+
+    with ScriptedServer(shelf) as server, over(server, 2).sync as sync:
+        cache = AsyncRedisCache(sync)
+        looks = asyncio.run(use())
+        assert {look.outcome for look in looks} == {Outcome.UNAVAILABLE}
+        assert sum(ended(cache, "get").values()) == 39
+        stops: Any = sync._stops
+        assert stops._breaker._moment.failures == 1
+
+
+@pytest.mark.faults
 def test_who_waits_for_a_flight_that_hangs_is_held_to_its_deadline_too(
     shelf: Shelf, redis_server: PrivateServer
 ) -> None:
@@ -586,19 +616,25 @@ def test_a_cancelled_caller_returns_at_once_and_harms_no_other(shelf: Shelf) -> 
 
     async def use() -> None:
         first = await first_out(cache, shelf)
-        gone, *others = gets(cache, *range(1, 9))
+        gone, out, *others = gets(cache, *range(1, 9))
         await turns(2)
-        for task in (first, gone):
+        for task in (gone, first):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+        await asked(shelf)  # nobody is out any more
+        out.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await out
         shelf.opened.set()
-        assert await asyncio.gather(*others) == values(*range(2, 9))
+        assert await asyncio.gather(*others) == values(*range(3, 9))
+        assert shelf.flights == [1, 7]
+        assert cache._threads.running == 0
 
     with ScriptedServer(shelf) as server, over(server, 2).sync as sync:
         cache = AsyncRedisCache(sync)
         asyncio.run(use())
-        assert ended(cache, "get") == {("hit", ""): 7}
+        assert ended(cache, "get") == {("hit", ""): 6}
         assert usable(cache) == sync.settings.max_connections
 
 

@@ -218,6 +218,31 @@ def test_one_turn_reads_no_more_than_a_loop_can_be_spared_for() -> None:
         assert wire.reads == 16 * turn
 
 
+def test_what_tls_has_taken_from_the_socket_is_read_in_the_same_turn() -> None:
+    """No poll would tell of it in the next one: a reply that is there would never be read."""
+
+    class Holding:
+        left = 40
+
+        def read(self, size: int) -> bytes | None:
+            self.left -= 1
+            return b"x" * size if self.left >= 0 else None
+
+        def to_send(self) -> bytes:
+            return b""
+
+    class Empty:
+        def recv(self, size: int) -> bytes:
+            raise BlockingIOError
+
+    sock: Any = DeadlineSocket()
+    sock._sock, sock._tls = Empty(), Holding()
+    sock.begin_turn()
+    assert [sock.recv_now(9) for _ in range(40)] == [b"x" * 9] * 40
+    with pytest.raises(BlockingIOError):
+        sock.recv_now(9)
+
+
 wrong = pytest.mark.parametrize(
     ("answer", "kind"),
     [

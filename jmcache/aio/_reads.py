@@ -220,6 +220,8 @@ class _Flight:
         if look is None:
             return
         over = True
+        # Before it may be closed: uvloop hangs when a descriptor is that it still waits for.
+        self._watch(-1)
         try:
             over = look.step()
         finally:
@@ -244,16 +246,20 @@ class _Flight:
         look = self._look
         if look is None:
             return
-        if self.deadline.expired:
-            self._watch(-1)
-            look.give_up()
-            self._land(look)
+        patient = []
+        # Each is looked at once: between two looks at the clock one more may be late.
+        for read in self.flock:
+            if read.deadline.expired:
+                read.tell(look.too_late(read.deadline))
+            else:
+                patient.append(read)
+        self.flock = patient
+        if patient:
+            self.due = self._due(patient)
             return
-        late = [read for read in self.flock if read.deadline.expired]
-        self.flock = [read for read in self.flock if not read.deadline.expired]
-        for read in late:
-            read.tell(look.too_late(read.deadline))
-        self.due = self._due(self.flock)
+        self._watch(-1)
+        look.give_up()
+        self._land(look)
 
     def forsake(self) -> None:
         """One of them was cancelled. The answer is of no use when all were."""
