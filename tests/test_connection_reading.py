@@ -231,6 +231,9 @@ def test_what_tls_has_taken_from_the_socket_is_read_in_the_same_turn() -> None:
         def to_send(self) -> bytes:
             return b""
 
+        def received(self, data: bytes) -> None:
+            pytest.fail("there is nothing on the wire")
+
     class Empty:
         def recv(self, size: int) -> bytes:
             raise BlockingIOError
