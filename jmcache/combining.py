@@ -145,6 +145,8 @@ class Combiner(Generic[K, A]):
             look_again_s = _PATIENCE_S if self._is_first(want) else _LOOK_AGAIN_S
             rung = want.bell.acquire(timeout=min(left_s, look_again_s))
             if want.is_over():
+                if self._waiting and self._has_room():
+                    self._ring_first()
                 return
             if want in self._waiting:
                 # Behind somebody who was torn away, and will never lead, after some time too.
@@ -191,8 +193,10 @@ class Combiner(Generic[K, A]):
             for want in flock:
                 if not want.is_over():  # interrupted
                     want.alone = True
-                want.ring()
-            if self._waiting:
+                if want is not mine:
+                    want.ring()
+            # Else the members do, unless this thread is back by then and leads again.
+            if self._waiting and len(flock) < 2:
                 self._ring_first()
 
     def _take(self, flock: list[_Want[K, A]], turn: object) -> None:
