@@ -180,7 +180,7 @@ class Combiner(Generic[K, A]):
             pass
 
     def _lead(self, mine: _Want[K, A], ask: AskTogether[K, A]) -> None:
-        """Ask for those that wait, the first of whom is *mine*, unless somebody was faster."""
+        """Ask for those that wait, with the time of *mine*, unless somebody was faster."""
         turn = object()
         flock: list[_Want[K, A]] = []
         try:
