@@ -130,6 +130,7 @@ def test_what_is_asked_while_one_is_out_leaves_together_when_it_lands(shelf: She
         cache = AsyncRedisCache(sync)
         asyncio.run(use())
         assert ended(cache, "get") == {("hit", ""): 128}
+        assert sync.stats().latency["get"].count == 128
 
 
 @pytest.mark.usefixtures("patient")

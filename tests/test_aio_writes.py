@@ -107,6 +107,7 @@ def test_what_is_set_while_one_is_out_leaves_together_when_it_lands(
     assert flights.sizes == [1, 63]
     assert cache.sync.get_many(f"k{number}" for number in range(63)) == dict(numbered(63))
     assert ended(cache, "set") == {("done", ""): 64}
+    assert cache.sync.stats().latency["set"].count == 64
 
 
 def test_nobody_waits_long_for_a_flight_that_is_out(

@@ -19,7 +19,7 @@ _PATIENCE_S = 0.002
 _LARGE_PATIENCE_S = 0.01  # behind a flight with so much that its answer takes its time
 _MOST = 128  # keys in one round trip
 _TURN_BYTES = 256 * 1024  # of values that are decoded in one turn of the loop, 1 to 2 ms
-_NOTABLE = 32 * 1024  # bytes; who hands out more has had the turn
+_NOTABLE = 96 * 1024  # bytes; a flight that hands out more has the turn for itself
 
 Answer = Look | RedisError | None
 
@@ -155,9 +155,10 @@ class Reads(Gathering[_Read]):
         """Let as many go on as have values that the loop can be spared to decode in one turn."""
         self._handing = None
         left = _TURN_BYTES
+        landed, learn = self._landed, self._sizes.learn
         try:
-            while self._landed and left > 0:
-                look, read = self._landed.popleft()
+            while landed and left > 0:
+                look, read = landed.popleft()
                 if read.future.done():
                     continue
                 answer: Answer = None
@@ -167,10 +168,10 @@ class Reads(Gathering[_Read]):
                     read.future.set_result(answer)
                 if isinstance(answer, Look) and answer.body is not None:
                     size = len(answer.body)
-                    self._sizes.learn(read.key, size)
+                    learn(read.key, size)
                     left -= size
         finally:
-            if self._landed or left < _TURN_BYTES - _NOTABLE:
+            if landed or left < _TURN_BYTES - _NOTABLE:
                 self._handing = asyncio.get_running_loop().call_soon(self._hand_out)
 
 

@@ -156,13 +156,15 @@ class AwaitedLook:
     def _open_some(self) -> bool:
         """Unseal as much as a loop can be spared for in one turn; return whether it is over."""
         left = _TURN_BYTES
-        while self._sealed and left > 0:
-            key, blob = self._sealed.popleft()
-            entry = self._opened[key] = self._stops.unseal(key, blob)
+        sealed, opened, unseal = self._sealed, self._opened, self._stops.unseal
+        while sealed and left > 0:
+            key, blob = sealed.popleft()
+            entry = opened[key] = unseal(key, blob)
             if isinstance(entry, Entry):
                 left -= len(entry.body)
-                self._tags.update(entry.tags)
-        if self._sealed:
+                if entry.tags:
+                    self._tags.update(entry.tags)
+        if sealed:
             return False
         self._entries = self._opened
         if self._tags:
