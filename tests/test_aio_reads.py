@@ -896,6 +896,49 @@ def test_counters_that_cannot_be_had_cost_the_tagged_entries_alone(
         assert ended(cache, "get") == {("hit", ""): 2, ("unavailable", "timeout"): 1}
 
 
+@pytest.mark.usefixtures("patient")
+def test_counters_are_asked_for_again_where_that_may_help(
+    shelf: Shelf, redis_server: PrivateServer
+) -> None:
+    """A connection that breaks between two questions must cost no hit, nor make a miss of one."""
+    shelf_of(redis_server, {"tagged": 1}, tags=["one"])
+    shelf.stored = stored_in(redis_server)
+    broken: list[int] = []
+
+    def answer(client: Client, data: bytes) -> None:
+        if shelf.flights[-1] == 0 and not broken:  # the counters alone
+            broken.append(1)
+            client.give(RESET)
+        else:
+            client.send(data)
+
+    shelf.answer = answer
+    with ScriptedServer(shelf) as server, over(server).sync as sync:
+        cache = AsyncRedisCache(sync)
+        assert asyncio.run(cache.get("tagged")) == 1
+        assert broken
+        assert ended(cache, "get") == {("hit", ""): 1}
+
+
+@pytest.mark.usefixtures("patient")
+def test_nobody_joins_a_flight_that_left_before_he_came(
+    shelf: Shelf, redis_server: PrivateServer
+) -> None:
+    """What somebody set meanwhile, and was told is kept, would not be in its answer."""
+
+    async def use() -> None:
+        first = await first_out(cache, shelf)  # its answer is on the way
+        shelf.stored |= shelf_of(redis_server, {"k0": "new"}).stored
+        [second] = gets(cache, 0)
+        await turns(2)
+        shelf.opened.set()
+        assert await asyncio.gather(first, second) == [VALUES["k0"], "new"]
+
+    with ScriptedServer(shelf) as server, over(server).sync as sync:
+        cache = AsyncRedisCache(sync)
+        asyncio.run(use())
+
+
 FOREIGN = """
 import sys
 from jmcache import CacheSettings, RedisCacheFactory

@@ -256,6 +256,33 @@ def test_what_a_value_raises_its_own_caller_gets(
     assert ended(cache, "set") == {("done", ""): 3}
 
 
+def test_a_flight_that_cannot_begin_leaves_nobody_waiting(
+    cache: AsyncRedisCache, flights: Flights
+) -> None:
+    """A time limit's signal may strike while it does; the application's tasks may be its own."""
+    struck: list[int] = []
+
+    def factory(loop: Any, coroutine: Any, **options: Any) -> Any:
+        if coroutine.__name__ == "_fly" and flights.sizes and not struck:
+            struck.append(1)
+            raise RuntimeError
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def use() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        loop.set_task_factory(factory)
+        first = await first_out(cache, flights)
+        others = sets(cache, numbered(3))
+        await turns(2)
+        flights.opened.set()
+        assert await asyncio.gather(first, *others) == [True] * 4
+
+    asyncio.run(use())
+    assert struck
+    assert cache.sync.get_many(["k0", "k1", "k2"]) == dict(numbered(3))
+
+
 def test_more_sets_than_can_be_served_are_saturated_each(
     settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

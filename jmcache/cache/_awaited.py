@@ -132,7 +132,7 @@ class AwaitedLook:
                 key, self._entries[key], self._space, self._known, self._deadline, decode=False
             )
         except RedisError as error:
-            return error
+            return _for_one(error)
         if self._kept_from is not None and key in self._lives_ms:
             life_ms = self._lives_ms.pop(key)
             self._stops.keep(self._kept_from, key, self._entries[key], look, life_ms)
