@@ -136,8 +136,8 @@ def test_a_longer_lag_takes_as_many_pings_less(keys):
 
 def test_what_near_caches_ask_of_a_redis_is_what_one_works_out_by_hand():
     """Paper and simulation both start from it."""
-    told = 4_000 * (3e-6 + 5e-8)  # 4,000 listeners, and as many prefixes of their own
-    canary = 3e-6 + 4_000 * 5e-8
+    told = 4_000 * 3e-6 + 256 * 5e-8  # 4,000 listeners, who share 256 prefixes of canaries
+    canary = 4_000 / 256 * 3e-6 + 256 * 5e-8
     assert Fleet(1000, near=True).errands(200.0, COSTS) == [
         (200.0, pytest.approx(8e-6 + told)),
         (pytest.approx(100_000), 7e-6),

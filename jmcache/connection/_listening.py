@@ -105,8 +105,14 @@ class Listening:
         self._proven_at = -math.inf  # the pool led to our server
         self.missed = False
 
-    def begin(self, prefix: bytes, canary_prefix: bytes, deadline: Deadline) -> None:
-        """Ask to be told of the names with *prefix*, and of canaries.
+    def begin(
+        self, prefix: bytes, canaries: bytes, canary_prefix: bytes, deadline: Deadline
+    ) -> None:
+        """Ask to be told of the names with *prefix*, and of *canaries*.
+
+        Args:
+            canaries: What the names of ours begin with, and those of some other processes.
+            canary_prefix: What the names of ours alone begin with.
 
         Raises:
             RedisError: As the server refuses it; RedisNotServedError and RedisRejectedError where
@@ -117,7 +123,7 @@ class Listening:
         self._ask(b"PTTL", canary_prefix)  # what is kept is asked for with it
         rest = self._ask(
             *(b"CLIENT", b"TRACKING", b"ON", b"BCAST"),
-            *(b"PREFIX", prefix, b"PREFIX", canary_prefix),
+            *(b"PREFIX", prefix, b"PREFIX", canaries),
         )
         self._canary_prefix = canary_prefix
         self._session = self._hears.open()

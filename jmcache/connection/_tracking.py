@@ -103,8 +103,11 @@ class Tracking:
         self._turn = 0  # guarded by _lock; a thread of an older turn ends
         self._awake = False  # nobody needs to wake it; in a hurry, not guarded
         # Not overlapping with the prefix, which Redis refuses, and allowed by its pattern in an
-        # ACL. Its own for each process: nobody else is told of it.
-        self._canary = self._prefix[:-1] + b"#near:" + secrets.token_hex(8).encode() + b":"
+        # ACL. At each change Redis looks at all prefixes that there are, and tells all who listen
+        # to one: so thousands of processes share 256 of them, and few hear of another's canary.
+        token = secrets.token_hex(8).encode()
+        self._canaries = self._prefix[:-1] + b"#near:" + token[:2]
+        self._canary = self._canaries + token[2:] + b":"
 
     def wake(self) -> None:
         """Somebody wants to know what is true. Costs next to nothing while that is known."""
@@ -233,7 +236,7 @@ class Tracking:
             clock=self._clock,
         )
         try:
-            listening.begin(self._prefix, self._canary, deadline)
+            listening.begin(self._prefix, self._canaries, self._canary, deadline)
             self.sessions += 1
             while self._is_on(turn):
                 # Said first, looked at after that: whoever comes in between rings, or is seen.

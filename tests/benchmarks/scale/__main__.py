@@ -256,8 +256,7 @@ def _news(fleet: Fleet, keys: Keys, costs: Costs) -> str:
 
 def _canaries(fleet: Fleet, costs: Costs) -> str:
     canaries = fleet.all_processes * CANARIES_PER_S
-    noticed = costs.told + fleet.all_processes * costs.prefix
-    return _load(canaries, costs.touch + 2 * noticed)
+    return _load(canaries, costs.touch + 2 * fleet.canary_s(costs))
 
 
 def _load(per_s: float, work_s: float) -> str:

@@ -30,7 +30,7 @@ class Costs(NamedTuple):
         touch: Of a SET of a canary.
         told: Of telling one listener that one name has changed.
         prefix: Of looking, at any change, whether it is one that a listener's prefix is for; each
-            listener has one of its own, for its canaries.
+            listener has one more, for canaries.
     """
 
     trip: float

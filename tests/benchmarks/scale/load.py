@@ -12,6 +12,7 @@ from soak.trace import Request
 
 PING_SHARE = 0.4  # of near_lag, between the PINGs of a listener that is used
 CANARIES_PER_S = 1.0  # that a process writes, to hear of it
+CANARY_PREFIXES = 256  # that processes share
 OVERHEAD_BYTES = 1.06  # times a value, for TCP and Ethernet in packets of 1,500 bytes
 
 
@@ -60,7 +61,16 @@ class Fleet(NamedTuple):
 
     def news_s(self, costs: Costs) -> float:
         """Seconds of work whenever a name of the namespace changes, or expires."""
-        return self.all_processes * (costs.told + costs.prefix) if self.near else 0.0
+        return self.all_processes * costs.told + self.looked_at_s(costs) if self.near else 0.0
+
+    def looked_at_s(self, costs: Costs) -> float:
+        """Seconds in which Redis looks at the prefixes of canaries, at each change."""
+        return min(self.all_processes, CANARY_PREFIXES) * costs.prefix
+
+    def canary_s(self, costs: Costs) -> float:
+        """Seconds in which Redis tells of a canary, written or expired."""
+        listeners = max(1.0, self.all_processes / CANARY_PREFIXES)
+        return listeners * costs.told + self.looked_at_s(costs)
 
     def wire_s(self, value_bytes: float) -> float:
         """Seconds that so many bytes of values take to leave a Redis."""
@@ -77,7 +87,7 @@ class Fleet(NamedTuple):
         errands = [(own, costs.write + news)]
         if self.near:
             canaries = self.all_processes * CANARIES_PER_S
-            noticed = costs.told + self.all_processes * costs.prefix
+            noticed = self.canary_s(costs)
             errands += [
                 (self.pings_per_s, costs.ping),
                 (own, news),  # of the expiry
