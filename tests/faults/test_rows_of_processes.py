@@ -444,7 +444,7 @@ def test_half_of_a_thousand_tasks_cancelled_in_mid_call_harm_nobody(
                 for result in results
             )
             assert counts["right"] >= 500
-            assert counts["cancelled"] > 100
+            assert counts["cancelled"] > 40
             assert set(counts) == {"right", "cancelled"}, counts
             await quiet(cache)
             # As many at a time as there are connections.
