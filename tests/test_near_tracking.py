@@ -78,6 +78,23 @@ def test_expiry_is_heard(near, redis_server):
     assert near.coherence.wait_for(lambda: near.coherence.names.count(near.name("key")) == 2)
 
 
+def test_eviction_is_heard():
+    """A full Redis makes room by itself, also of what somebody has deleted by hand meanwhile."""
+    with PrivateServer() as server, nearby(CacheSettings.from_url(server.url)) as near:
+        near.turn_on()
+        server.command("SET", near.name("key"), "old")
+        assert near.coherence.wait_for(lambda: near.name("key") in near.coherence.names)
+        assert near.use_until(lambda: near.keep("key"))
+        server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+        server.command("CONFIG", "SET", "maxmemory", "3mb")
+        for number in range(2_000):
+            server.command("SET", f"other-{number}", "x" * 10_000)
+            if not server.command("EXISTS", near.name("key")):
+                break
+        assert near.coherence.wait_for(lambda: near.get("key") is None, LAG_S)
+        assert near.coherence.names.count(near.name("key")) == 2
+
+
 @pytest.mark.parametrize("command", ["FLUSHDB", "FLUSHALL"])
 def test_a_flush_is_heard(near, redis_server, command):
     """It names nothing, and means everything."""

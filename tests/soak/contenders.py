@@ -14,6 +14,10 @@ from typing import Any
 DEADLINE_S = 0.25  # what a call may take: jmcache's default
 
 
+_NEAR_BYTES = 4 * 1024 * 1024  # little, so that it is full before the end
+_NEAR_ROOM = 2  # times that in memory, with what it keeps decoded
+
+
 class Jmcache:
     """jmcache with nothing but its defaults."""
 
@@ -25,7 +29,12 @@ class Jmcache:
 
         self.opened = self.closed = 0  # the breaker
         settings = CacheSettings(
-            host=host, port=port, password=password, namespace="soak", near=self.near
+            host=host,
+            port=port,
+            password=password,
+            namespace="soak",
+            near=self.near,
+            near_max_bytes=_NEAR_BYTES,
         )
         self._cache = RedisCacheFactory.create_cache(settings)
         self._cache._breaker.on_change(self._note)
@@ -45,6 +54,7 @@ class Jmcache:
         return {
             "connections_in_use": health.connections_in_use,
             "listeners": int(self.near),
+            "near_bytes": _NEAR_ROOM * _NEAR_BYTES if self.near else 0,
             "breaker": {
                 "opened": self.opened,
                 "closed": self.closed,
