@@ -50,7 +50,11 @@ class Deadline:
         if isinstance(timeout, Deadline):
             return timeout
         if timeout is None:
-            return cls(default_s)
+            # A setting, checked when it was made: one does not pay for that in each call.
+            deadline = cls.__new__(cls)
+            deadline._clock = clock = time.monotonic
+            deadline.at = clock() + default_s
+            return deadline
         deadline = cls(timeout)
         if timeout > _DAY_S:
             raise ValueError("timeout: seconds as a number above 0 and at most a day")

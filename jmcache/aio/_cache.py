@@ -88,6 +88,8 @@ class AsyncRedisCache:
         self._threads = Threads(lambda: max_threads or cache.settings.max_connections)
         self._driver = Driver(cache, self._threads)
         self._adapting = cache.adapting
+        self._validates = self._adapting.validates
+        self._far = isinstance(cache, RedisCache)  # what it does not refuse at once takes a wait
         self._here = threading.local()  # what is gathered on the loop that this thread runs
 
     @property
@@ -333,8 +335,8 @@ class AsyncRedisCache:
         deadline = Deadline.of_call(timeout, self.settings.operation_timeout)
         # What the application has to say of a value takes its time, and has no place on the loop.
         # Nor has what is in this process, but takes long.
-        on_thread = validate or adapting.validates or adapting.holds_near(key)
-        if not (on_thread or self._cache.answers_at_once):
+        on_thread = validate or self._validates or adapting.holds_near(key)
+        if not on_thread and (self._far or not self._cache.answers_at_once):
             found = await self._gathered().reads.look(self._adapting.key(key), deadline)
             if found is not None:
                 found = self._adapting.decoded(found, deadline)

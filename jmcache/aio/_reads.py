@@ -18,7 +18,7 @@ from jmcache.errors import RedisError, RedisHurriedError
 _PATIENCE_S = 0.002
 _LARGE_PATIENCE_S = 0.01  # behind a flight with so much that its answer takes its time
 _MOST = 128  # keys in one round trip
-_TURN_BYTES = 256 * 1024  # of values that are decoded in one turn of the loop, 1 to 2 ms
+_TURN_BYTES = 128 * 1024  # of values that are decoded in one turn of the loop, some 1 ms
 _NOTABLE = 96 * 1024  # bytes; a flight that hands out more has the turn for itself
 
 Answer = Look | RedisError | None

@@ -19,7 +19,7 @@ class Sizes:
 
     def is_large(self, key: Key) -> bool:
         """Did its value take long, when it was seen last?"""
-        return key in self._large
+        return bool(self._large) and key in self._large
 
     def most(self, limit: int) -> int:
         """Return how many may leave in one flight: 1 or more, and *limit* at most."""
