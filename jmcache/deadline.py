@@ -52,7 +52,7 @@ class Deadline:
         if timeout is None:
             # A setting, checked when it was made: one does not pay for that in each call.
             deadline = cls.__new__(cls)
-            deadline._clock = clock = time.monotonic
+            deadline._clock = clock = time.monotonic  # noqa: SLF001 - of this class
             deadline.at = clock() + default_s
             return deadline
         deadline = cls(timeout)
