@@ -25,6 +25,7 @@ class Adapting:
         self._stops = stops
         self.key = cache._key  # noqa: SLF001 - of the same package
         self.refused = cache._refused  # noqa: SLF001
+        self.found = cache._found  # noqa: SLF001
 
     @property
     def validates(self) -> bool:
@@ -59,7 +60,7 @@ class Adapting:
     def holds_near(self, key: str) -> bool:
         """Is a fresh value of *key* kept in this process?"""
         nearby = self._stops.nearby
-        return nearby.is_on and nearby.holds(self._stops.keys.name(key)[0])
+        return nearby.is_on and nearby.holds(self.key(key).name)
 
     def begin_look(self, keys: Sequence[Key], deadline: Deadline) -> AwaitedLook | None:
         """Begin to look at *keys*; None where that takes a wait."""
@@ -73,14 +74,6 @@ class Adapting:
             return self._stops.decoded(look, deadline)
         except RedisError as error:
             return error
-
-    def found(self, look: Look | RedisError, started: float) -> Look:
-        """Count a get that *started* then, by time.perf_counter, and ended in *look*."""
-        if isinstance(look, RedisError):
-            self._cache.give_up("lookup", look, started)
-            return Look(look.outcome, look.reason)
-        self._stops.monitor.record("get", look.outcome, look.reason, time.perf_counter() - started)
-        return look
 
     def set_each(
         self, wanted: Sequence[tuple[Key, Any, Kept]], deadline: Deadline

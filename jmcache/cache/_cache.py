@@ -180,6 +180,10 @@ class Cache:
         except RedisError as error:
             self._stops.discard_corrupt({slot: error}, deadline)
             look = error
+        return self._found(look, started)
+
+    def _found(self, look: Look | RedisError, started: float) -> Look:
+        """Count a get that *started* then, by time.perf_counter, and ended in *look*."""
         if isinstance(look, RedisError):
             self.give_up("lookup", look, started)
             return Look(look.outcome, look.reason)
