@@ -70,7 +70,7 @@ def encode_datetime(value: datetime) -> tuple[Any, str]:
     return [(wall - _EPOCH) // _TICK, value.fold, _encode_zone(zone)], "datetime"
 
 
-def _encode_datetimes(column: tuple[datetime, ...]) -> tuple[list[int], str]:
+def _encode_datetimes(column: list[datetime]) -> tuple[list[int], str]:
     if (zone := column[0].tzinfo) is not UTC:
         zone = None
     epoch, tag = (_EPOCH, "naive") if zone is None else (_EPOCH_UTC, "utc")
@@ -148,7 +148,7 @@ def encode_uuid(value: UUID) -> tuple[Any, str]:
     return [f"{value.int:x}", value.is_safe.name], "uuid-safety"
 
 
-def _encode_uuids(column: tuple[UUID, ...]) -> tuple[list[str], str]:
+def _encode_uuids(column: list[UUID]) -> tuple[list[str], str]:
     return [f"{value.int:x}" for value in column if value.is_safe is _ANY_UUID], "uuid"
 
 
@@ -220,7 +220,7 @@ ENCODERS: dict[type, Callable[[Any], tuple[Any, str | None]]] = {
 }
 
 # For a column of them: their payloads and one tag; fewer payloads if that tag is not for all.
-COLUMNS: dict[type, Callable[[tuple[Any, ...]], tuple[list[Any], str]]] = {
+COLUMNS: dict[type, Callable[[list[Any]], tuple[list[Any], str]]] = {
     datetime: _encode_datetimes,
     date: lambda column: ([value.toordinal() for value in column], "date"),
     UUID: _encode_uuids,

@@ -175,35 +175,43 @@ class Marker:
         Those of a few plain values are left as they are.
         """
         keys = list(rows[0])
-        size = len(keys) * len(rows)
+        width = len(keys)
+        size = width * len(rows)
         if len(rows) < _ROWS or size > self._room or depth > self._max_depth:
             return None
-        if sum(map(len, rows)) != size:
-            return None
         # A dict refers to its keys, too, unless all are plain text, which leads nowhere.
-        if len(get_referents(*rows)) != size or list(chain.from_iterable(rows)) != keys * len(rows):
+        if list(chain.from_iterable(rows)) != keys * len(rows) or len(get_referents(*rows)) != size:
             return None
+        cells = list(chain.from_iterable(map(dict.values, rows)))
+        kinds = list(map(type, cells))
+        of_all = kinds[:width]
+        alike = kinds == of_all * len(rows)
         leaves = self._leaves
         table: list[Any] = [keys]
         marks: list[Any] = []
         leaf_columns = 0
-        for place, column in enumerate(zip(*map(dict.values, rows), strict=True), 1):
-            kinds = set(map(type, column))
-            if leaves.issuperset(kinds):
+        for place, kind in enumerate(of_all):
+            column = cells[place::width]
+            if alike and kind in leaves:
                 leaf_columns += 1
                 table.append(column)
                 continue
-            payload, mark = self._mark_column(keys[place - 1], column, kinds, depth)
+            of_column = {kind} if alike else set(kinds[place::width])
+            if of_column <= leaves:
+                leaf_columns += 1
+                table.append(column)
+                continue
+            payload, mark = self._mark_column(keys[place], column, of_column, depth)
             table.append(payload)
             if mark is not None:
-                marks += (place, mark)
+                marks += (place + 1, mark)
         self._take(leaf_columns * len(rows))
         if not marks and size < _CELLS:
             return rows, None
         return table, tagged("rows", marks or None)
 
     def _mark_column(
-        self, key: str, column: tuple[Any, ...], kinds: set[type], depth: int
+        self, key: str, column: list[Any], kinds: set[type], depth: int
     ) -> tuple[Any, Any]:
         if len(kinds) == 1:
             if (encode := _kinds.COLUMNS.get(type(column[0]))) is not None:
@@ -213,14 +221,14 @@ class Marker:
                     return payloads, [_ALL, tag]
             elif kinds == _LISTS and self._are_flat(column, depth + 1):
                 return column, None
-        return self.mark_list(list(column), depth, lambda place: f"[{place}]{step(key)}")
+        return self.mark_list(column, depth, lambda place: f"[{place}]{step(key)}")
 
-    def _are_flat(self, lists: tuple[list[Any], ...], depth: int) -> bool:
+    def _are_flat(self, lists: list[list[Any]], depth: int) -> bool:
         """Are these lists, at *depth*, lists of leaves? Counts them and their elements if so."""
         size = len(lists) + sum(map(len, lists))
         if depth > self._max_depth or size > self._room:
             return False
-        if not self._leaves.issuperset(map(type, chain.from_iterable(lists))):
+        if not set(map(type, get_referents(*lists))) <= self._leaves:
             return False
         self._take(size)
         return True
