@@ -423,6 +423,11 @@ class Stops:
 
     def seal(self, key: Key, body: bytes, kept: Kept) -> Item:
         """Return what is to be stored for a serialized value."""
+        return self._seal(key, body, kept, kept.tags, kept.generation)
+
+    def _seal(
+        self, key: Key, body: bytes, kept: Kept, tags: tuple[str, ...], generation: int
+    ) -> Item:
         fresh_s = kept.ttl_s * (1.0 - self.settings.ttl_jitter * random.random())
         ttl_ms = max(1, int((fresh_s + kept.after_s) * 1000))
         now_ms = max(0, int(self._now() * 1000))
@@ -433,8 +438,8 @@ class Stops:
             # Where nobody has to know it, Redis's own expiry says it without any clock.
             soft_ttl_ms=max(1, int(fresh_s * 1000)) if kept.after_s or kept.timed else 0,
             load_cost_ms=int(kept.load_cost_s * 1000),
-            generation=kept.generation,
-            tags=kept.tags,
+            generation=generation,
+            tags=tags,
             negative=kept.negative,
         )
         return Item(key.name, self._envelope.seal(entry, key.digest), ttl_ms, key.lease)
@@ -483,10 +488,14 @@ class Stops:
                 self.check_writable()  # or writes that are held back would each be a question
                 known = self._look_up(counters, deadline)
             items: dict[bytes, dict[int, Item]] = {home: {} for home in homes}
+            stamps = {home: _stamp((home, *labels), known) for home in items}
             problems = {}
-            for place, (entry, home) in enumerate(zip(entries, homes, strict=True)):
+            for place, ((key, body, kept), home) in enumerate(zip(entries, homes, strict=True)):
+                stamp = stamps[home]
                 try:
-                    items[home][place] = self._seal_with(entry, tags, (home, *labels), known)
+                    if isinstance(stamp, RedisError):
+                        raise stamp
+                    items[home][place] = self._seal(key, body, kept, tags, stamp)
                 except RedisError as error:
                     problems[place] = error
             if len(problems) == len(entries):
@@ -498,21 +507,6 @@ class Stops:
             # Cleared or flushed since a counter was looked at, before this write: once more.
             known = now
         return problems
-
-    def _seal_with(
-        self,
-        entry: tuple[Key, bytes, Kept],
-        tags: tuple[str, ...],
-        counters: Sequence[bytes],
-        known: Counters,
-    ) -> Item:
-        """Seal an entry that depends on *counters*. Raises what there is in place of one."""
-        key, body, kept = entry
-        for counter in counters:
-            if isinstance(problem := known[counter], RedisError):
-                raise problem
-        generation = _generation(counters, known) or 0
-        return self.seal(key, body, kept._replace(tags=tags, generation=generation))
 
     def _write(
         self, items: Mapping[bytes, Mapping[int, Item]], deadline: Deadline
@@ -806,6 +800,15 @@ def _generation(counters: Iterable[bytes], known: Counters) -> int | None:
     """Return what an entry that depends on *counters* has to carry; None if that is not known."""
     values = [known.get(counter) for counter in counters]
     return generation_of([None if isinstance(value, RedisError) else value for value in values])
+
+
+def _stamp(counters: Iterable[bytes], known: Counters) -> int | RedisError:
+    """Return the generation of what is written now; an error where a counter is away."""
+    values = [known[counter] for counter in counters]
+    for value in values:
+        if isinstance(value, RedisError):
+            return value
+    return _generation(counters, known) or 0
 
 
 def check_time(deadline: Deadline) -> None:
