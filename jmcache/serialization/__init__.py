@@ -6,7 +6,9 @@ looked at before ujson sees it, and what JSON does not know is kept beside the J
     value   {"score": 0.5, "posted": datetime(2026, 11, 23, tzinfo=UTC)}
     tree    {"score": 0.5, "posted": 1795392000000000}                      what JSON can hold
     marks   {"posted": "utc"}                                   where the tree needs work, and which
-    body    t[tree,marks]         or, for a value that is plain JSON anyway:      j{"score":0.5}
+    body    a tab, then [tree,marks];     for a value that is plain JSON anyway: a space, then that
+
+Both are whitespace to a JSON parser, so a body is read as it is, without a copy of it.
 
 A value cannot imitate a mark, whatever it looks like, because the tree is never searched for any.
 Reading costs what ujson costs, and then only as much as there are typed values. Many dicts with the
@@ -35,8 +37,8 @@ from jmcache.serialization._refusal import Refusal
 
 __all__ = ["RedisSerializer"]
 
-_PLAIN = b"j"
-_TYPED = b"t"
+_PLAIN = b" "
+_TYPED = b"\t"
 
 # The walk takes up to three of Python's 1,000 frames a level; ujson reads 1,024 levels, and marks
 # nest twice as deep as the value.
@@ -154,8 +156,13 @@ class RedisSerializer:
                 f"the body has {len(body)} bytes, more than max_bytes={self._max_bytes}",
                 reason="too_large",
             )
+        form = body[:1]
         try:
-            return self._read(body)
+            if form == _PLAIN:
+                return ujson.loads(body)
+            if form == _TYPED:
+                tree, mark = ujson.loads(body)
+                return restore([tree], mark, self._classes.decoders)[0]
         except _MALFORMED:
             pass
         raise RedisCorruptEntryError(
@@ -188,16 +195,7 @@ class RedisSerializer:
         try:
             # Not escaped to ASCII: in that form ujson joins two lone surrogates to one character.
             if mark is None:
-                return "j" + ujson.dumps(tree, ensure_ascii=False, allow_nan=False)
-            return "t" + ujson.dumps([tree, mark], ensure_ascii=False, allow_nan=False)
+                return " " + ujson.dumps(tree, ensure_ascii=False, allow_nan=False)
+            return "\t" + ujson.dumps([tree, mark], ensure_ascii=False, allow_nan=False)
         except (OverflowError, ValueError):  # NaN, infinity, or an int of too many digits
             return None
-
-    def _read(self, body: bytes) -> Any:
-        form = body[:1]
-        if form == _PLAIN:
-            return ujson.loads(body[1:])
-        if form == _TYPED:
-            tree, mark = ujson.loads(body[1:])
-            return restore([tree], mark, self._classes.decoders)[0]
-        raise ValueError("neither form")

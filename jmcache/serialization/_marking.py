@@ -31,9 +31,8 @@ from jmcache.serialization._kinds import Decoder, each
 from jmcache.serialization._refusal import Refusal, step
 
 _ALL = "*"
-_ROWS = 5  # dicts with the same keys that are worth columns
-_CELLS = 160  # values in them; fewer plain ones are read sooner as they are
-_MANY = 8  # containers beside one another that are worth a look ahead
+_MANY = 5  # containers beside one another that are worth a look at all of them at once
+_CELLS = 360  # values in rows of plain ones; fewer are read sooner as they are
 _AHEAD = 4  # levels of it: what a walk meets again at each level, it has looked at that often
 _ONE_HASH = 100  # elements with the same one; by chance there are hardly two
 
@@ -99,7 +98,7 @@ class Marker:
         if (
             len(value) >= _MANY
             and _CONTAINERS.issuperset(map(type, value.values()))
-            and self._is_plain(list(value.values()), depth)
+            and self._are_plain(list(value.values()), depth + 1)
         ):
             return value, None
         encoders = self._encoders
@@ -138,10 +137,13 @@ class Marker:
         kinds = set(map(type, value))
         if leaves.issuperset(kinds):
             return value, None
-        if kinds == _DICTS and (table := self._mark_table(value, depth + 1)) is not None:
-            return table
-        if len(value) >= _MANY and _CONTAINERS.issuperset(kinds) and self._is_plain(value, depth):
-            return value, None
+        if len(value) >= _MANY and kinds <= _CONTAINERS:
+            if kinds == _DICTS and self._is_worth_columns(value):
+                table = self._mark_table(value, depth + 1)
+                if table is not None:
+                    return table
+            if self._are_plain(value, depth + 1):
+                return value, None
         encoders = self._encoders
         copy = None
         marks: list[Any] = []
@@ -169,15 +171,18 @@ class Marker:
             return copy, [_ALL, marks[1]]
         return copy, marks
 
-    def _mark_table(self, rows: list[dict[Any, Any]], depth: int) -> tuple[Any, Any] | None:
-        """For dicts at *depth* with the same keys in the same order; else, or if few, None.
+    def _is_worth_columns(self, rows: list[dict[Any, Any]]) -> bool:
+        inside = rows[0].values()
+        return len(rows) * len(inside) >= _CELLS or not (
+            set(map(type, inside)) <= self._leaves | _CONTAINERS
+        )
 
-        Those of a few plain values are left as they are.
-        """
+    def _mark_table(self, rows: list[dict[Any, Any]], depth: int) -> tuple[Any, Any] | None:
+        """For dicts at *depth* with the same keys in the same order; else None."""
         keys = list(rows[0])
         width = len(keys)
         size = width * len(rows)
-        if len(rows) < _ROWS or size > self._room or depth > self._max_depth:
+        if size > self._room or depth > self._max_depth:
             return None
         # A dict refers to its keys, too, unless all are plain text, which leads nowhere.
         if list(chain.from_iterable(rows)) != keys * len(rows) or len(get_referents(*rows)) != size:
@@ -186,46 +191,37 @@ class Marker:
         kinds = list(map(type, cells))
         of_all = kinds[:width]
         alike = kinds == of_all * len(rows)
+        self._take(size)
         leaves = self._leaves
         table: list[Any] = [keys]
         marks: list[Any] = []
-        leaf_columns = 0
-        for place, kind in enumerate(of_all):
-            column = cells[place::width]
+        for place, kind in enumerate(of_all, 1):
+            column = cells[place - 1 :: width]
             if alike and kind in leaves:
-                leaf_columns += 1
                 table.append(column)
                 continue
-            of_column = {kind} if alike else set(kinds[place::width])
-            if of_column <= leaves:
-                leaf_columns += 1
-                table.append(column)
-                continue
-            payload, mark = self._mark_column(keys[place], column, of_column, depth)
+            payload, mark = self._mark_column(keys[place - 1], column, depth)
             table.append(payload)
             if mark is not None:
-                marks += (place + 1, mark)
-        self._take(leaf_columns * len(rows))
-        if not marks and size < _CELLS:
-            return rows, None
+                marks += (place, mark)
         return table, tagged("rows", marks or None)
 
-    def _mark_column(
-        self, key: str, column: list[Any], kinds: set[type], depth: int
-    ) -> tuple[Any, Any]:
+    def _mark_column(self, key: str, column: list[Any], depth: int) -> tuple[Any, Any]:
+        kinds = set(map(type, column))
+        if kinds <= self._leaves:
+            return column, None
         if len(kinds) == 1:
             if (encode := _kinds.COLUMNS.get(type(column[0]))) is not None:
                 payloads, tag = encode(column)
                 if len(payloads) == len(column):
-                    self._take(len(column))
                     return payloads, [_ALL, tag]
             elif kinds == _LISTS and self._are_flat(column, depth + 1):
                 return column, None
         return self.mark_list(column, depth, lambda place: f"[{place}]{step(key)}")
 
     def _are_flat(self, lists: list[list[Any]], depth: int) -> bool:
-        """Are these lists, at *depth*, lists of leaves? Counts them and their elements if so."""
-        size = len(lists) + sum(map(len, lists))
+        """Are these lists, at *depth*, lists of leaves? Counts their elements if so."""
+        size = sum(map(len, lists))
         if depth > self._max_depth or size > self._room:
             return False
         if not set(map(type, get_referents(*lists))) <= self._leaves:
@@ -233,28 +229,37 @@ class Marker:
         self._take(size)
         return True
 
-    def _is_plain(self, nodes: list[Any], depth: int) -> bool:
-        """Are these, which are at *depth*, and all inside them plain? False if it takes long.
+    def _are_plain(self, nodes: list[Any], depth: int) -> bool:
+        """Are these containers, which are at *depth*, and all inside them plain?
 
-        Only a shortcut, at C's speed, level by level: True spares the walk.
+        Only a shortcut, at C's speed, level by level: True spares the walk, and counts what is
+        inside. False where it would take long.
         """
         leaves = self._leaves
         taken = 0
-        for below in range(depth + 1, depth + 1 + _AHEAD):
-            kinds = set(map(type, nodes)) - leaves
-            if not kinds:
+        for below in range(depth, depth + _AHEAD):
+            size = sum(map(len, nodes))
+            taken += size
+            if below > self._max_depth or taken > self._room:
+                return False
+            inside = get_referents(*nodes)
+            if len(inside) != size:  # keys that are no plain text, as above
+                return False
+            types = list(map(type, inside))
+            # Matches have the same in the same places: one of them tells for all.
+            width = size // len(nodes)
+            alike = types == types[:width] * len(nodes)
+            others = set(types[:width] if alike else types) - leaves
+            if not others:
                 self._take(taken)
                 return True
-            if not _CONTAINERS.issuperset(kinds) or below > self._max_depth:
+            if not others <= _CONTAINERS:
                 return False
-            containers = [node for node in nodes if type(node) not in leaves]
-            size = sum(map(len, containers))
-            taken += size
-            if taken > self._room:
-                return False
-            nodes = get_referents(*containers)
-            if len(nodes) != size:  # keys that are no plain text, as above
-                return False
+            if alike:
+                columns = [inside[n::width] for n in range(width) if types[n] in others]
+                nodes = list(chain.from_iterable(columns))
+            else:
+                nodes = [node for node in inside if type(node) in others]
         return False
 
     def _mark_pairs(self, value: dict[Any, Any], depth: int) -> tuple[Any, Any]:
