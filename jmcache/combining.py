@@ -26,6 +26,7 @@ from jmcache.errors import (
     RedisTimeoutError,
 )
 from jmcache.fork import renew_in_child
+from jmcache.sizes import Sizes
 
 K = TypeVar("K", bound=Hashable)
 A = TypeVar("A")
@@ -37,10 +38,7 @@ _CROWD = 3.0  # callers in one round trip, of late, from which on waiting for ea
 _PATIENCE_S = 0.002  # of whoever is next
 _LOOK_AGAIN_S = 0.02  # of those behind, and of those that are asked for: was somebody torn away?
 _MOST = 64  # keys in one round trip
-_MOST_BYTES = 512 * 1024  # in one reply, as far as one can tell beforehand
-_LARGE = 64 * 1024  # bytes; whose value had so many last time is asked for alone
-_LARGE_KEYS = 1_024  # known at most
-_SHARE = 8  # what is expected follows what was seen latest by an eighth
+_SHARE = 8  # the crowd follows the latest round trip by an eighth
 _WANT_OF_TIME = (RedisTimeoutError, RedisPoolExhaustedError)
 
 
@@ -93,8 +91,7 @@ class Combiner(Generic[K, A]):
     def _renew_in_child(self) -> None:
         self._out: dict[object, None] = {}  # the turns of those who ask right now
         self._waiting: deque[_Want[K, A]] = deque()  # the first is the next to ask
-        self._large: dict[K, None] = {}
-        self._expected = 0.0  # bytes of an answer
+        self._sizes = Sizes()
         self._crowd = 0.0  # callers in one round trip
 
     def get(self, key: K, deadline: Deadline, ask: Ask[K, A], ask_together: AskTogether[K, A]) -> A:
@@ -109,7 +106,7 @@ class Combiner(Generic[K, A]):
             RedisError: There was none, as the one who asked was told. RedisTimeoutError also when
                 *deadline* was over before that.
         """
-        if (not self._waiting and self._has_room()) or key in self._large:
+        if (not self._waiting and self._has_room()) or self._sizes.is_large(key):
             return self._get_alone(key, deadline, ask)
         want: _Want[K, A] = _Want(key, deadline)
         try:
@@ -132,8 +129,7 @@ class Combiner(Generic[K, A]):
             self._out.pop(turn, None)
             if self._waiting:
                 self._ring_first()
-        if self._large or self._size_of(answer) >= _LARGE:
-            self._learn(key, answer)
+        self._sizes.learn(key, self._size_of(answer))
         return answer
 
     def _wait(self, want: _Want[K, A], ask: AskTogether[K, A]) -> None:
@@ -200,7 +196,7 @@ class Combiner(Generic[K, A]):
                 self._ring_first()
 
     def _take(self, flock: list[_Want[K, A]], turn: object) -> None:
-        most = min(_MOST, int(_MOST_BYTES / (self._expected + 1)) or 1)
+        most = self._sizes.most(_MOST)
         try:
             while len(flock) < most:
                 flock.append(self._waiting.popleft())
@@ -224,7 +220,7 @@ class Combiner(Generic[K, A]):
             else:
                 want.answer = answer
                 want.answered = True
-                self._learn(want.key, answer)
+                self._sizes.learn(want.key, self._size_of(answer))
 
     def _fail(self, want: _Want[K, A], error: RedisError, asked: Deadline, keys: int) -> None:
         if error.retryable or isinstance(error, _WANT_OF_TIME):
@@ -234,16 +230,3 @@ class Combiner(Generic[K, A]):
             want.alone = keys > 1 and isinstance(error, RedisCorruptEntryError)
         # One for each thread, as each adds its own traceback.
         want.error = None if want.alone else copy.copy(error)
-
-    def _learn(self, key: K, answer: A) -> None:
-        size = self._size_of(answer)
-        if size < _LARGE:
-            if self._large:
-                self._large.pop(key, None)
-        elif key in self._large:
-            return  # it is in no common reply anyway
-        else:
-            if len(self._large) >= _LARGE_KEYS:
-                self._large.clear()
-            self._large[key] = None
-        self._expected += (min(size, _MOST_BYTES) - self._expected) / _SHARE

@@ -17,7 +17,7 @@ from interrupter import Interrupt, Interrupter
 from test_fork import in_child
 
 import jmcache.errors
-from jmcache import CacheSettings, Lookup, Outcome, RedisCache, RedisCacheFactory, combining
+from jmcache import CacheSettings, Lookup, Outcome, RedisCache, RedisCacheFactory, combining, sizes
 from jmcache.combining import Combiner
 from jmcache.deadline import Deadline
 from jmcache.errors import (
@@ -437,7 +437,7 @@ def test_a_slow_answer_holds_nobody_up_but_those_that_asked_for_it(rig: Rig) -> 
 
 def test_a_large_value_is_asked_for_alone_from_the_second_time_on(rig: Rig, patient: None) -> None:
     """Everybody would wait for the megabytes of one."""
-    large = "x" * combining._LARGE
+    large = "x" * sizes._LARGE
     rig.source.special["large"] = large
     rig.hold_one()
     first = rig.line_up("large", "b")
@@ -455,7 +455,7 @@ def test_a_large_value_is_asked_for_alone_from_the_second_time_on(rig: Rig, pati
     assert rig.source.together[1:] == [["large", "b"]]
 
 
-@pytest.mark.parametrize("size", [60_000, 200_000, 3 * combining._MOST_BYTES])
+@pytest.mark.parametrize("size", [60_000, 200_000, 3 * sizes._MOST_BYTES])
 def test_a_round_trip_is_bounded_by_the_bytes_that_are_expected(
     rig: Rig, patient: None, size: int
 ) -> None:
@@ -468,13 +468,13 @@ def test_a_round_trip_is_bounded_by_the_bytes_that_are_expected(
     rig.source.together.clear()
     results(rig.leave_together(*keys))
     largest = max(map(len, rig.source.together))
-    assert largest <= max(1, 1.02 * combining._MOST_BYTES // size)
-    assert largest >= min(8, combining._MOST_BYTES // size)
+    assert largest <= max(1, 1.02 * sizes._MOST_BYTES // size)
+    assert largest >= min(8, sizes._MOST_BYTES // size)
 
 
 def test_however_much_is_expected_one_is_asked_for(rig: Rig, patient: None) -> None:
     """With room for none, nobody would ever be asked for."""
-    rig.combiner._expected = combining._MOST_BYTES
+    rig.combiner._sizes._expected = sizes._MOST_BYTES
     assert results(rig.leave_together("b", "c")) == ["b!", "c!"]
     assert rig.source.together == [["b"], ["c"]]
 
@@ -491,7 +491,7 @@ def test_one_giant_is_soon_forgotten(rig: Rig, patient: None) -> None:
 
 def test_what_is_known_to_be_large_makes_no_round_trip_smaller(rig: Rig, patient: None) -> None:
     """It is asked for alone; a hot one would make all others go one by one."""
-    rig.source.special["large"] = "x" * combining._MOST_BYTES
+    rig.source.special["large"] = "x" * sizes._MOST_BYTES
     for _ in range(50):
         results(rig.leave_together("small"))
         rig.get("large")
@@ -502,10 +502,10 @@ def test_what_is_known_to_be_large_makes_no_round_trip_smaller(rig: Rig, patient
 
 def test_no_more_than_a_thousand_large_keys_are_known(rig: Rig) -> None:
     """Each key that ever was large would stay in memory for ever."""
-    for number in range(3 * combining._LARGE_KEYS):
-        rig.source.special = {f"k{number}": "x" * combining._LARGE}
+    for number in range(3 * sizes._LARGE_KEYS):
+        rig.source.special = {f"k{number}": "x" * sizes._LARGE}
         rig.get(f"k{number}")
-    assert len(rig.combiner._large) <= combining._LARGE_KEYS
+    assert len(rig.combiner._sizes._large) <= sizes._LARGE_KEYS
 
 
 # Torn away --------------------------------------------------------------------------------------

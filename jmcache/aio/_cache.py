@@ -16,7 +16,6 @@ from typing import Any, Never, NoReturn, ParamSpec, Self, TypeVar, Unpack, overl
 
 from jmcache.aio._driver import Driver
 from jmcache.aio._reads import Reads
-from jmcache.aio._sizes import Sizes
 from jmcache.aio._threads import Call, Threads
 from jmcache.aio._writes import Writes
 from jmcache.cache import (
@@ -39,6 +38,7 @@ from jmcache.health import Health
 from jmcache.monitoring import CacheStats
 from jmcache.outcome import Lookup, Outcome
 from jmcache.settings import CacheSettings
+from jmcache.sizes import Sizes
 
 P = ParamSpec("P")
 R = TypeVar("R")

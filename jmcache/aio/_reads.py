@@ -10,10 +10,10 @@ import asyncio
 from collections import deque
 
 from jmcache.aio._gathering import Gathering
-from jmcache.aio._sizes import Sizes
 from jmcache.cache import Adapting, AwaitedLook, Key, Look
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError, RedisHurriedError
+from jmcache.sizes import Sizes
 
 _PATIENCE_S = 0.002
 _LARGE_PATIENCE_S = 0.01  # behind a flight with so much that its answer takes its time

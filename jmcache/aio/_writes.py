@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from jmcache.aio._gathering import Gathering
-from jmcache.aio._sizes import Sizes
 from jmcache.aio._threads import Threads
 from jmcache.cache import Cache, Kept, Key
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError
+from jmcache.sizes import Sizes
 
 _PATIENCE_S = 0.01  # so long takes the work on a flight of large values
 _MOST = 64  # values in one round trip
