@@ -10,23 +10,48 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-W = TypeVar("W")
+from jmcache.cache import Key
+from jmcache.sizes import Sizes
+
+
+class Waiting(Protocol):
+    """Somebody who waits to leave.
+
+    Attributes:
+        key: What is asked for, or written.
+        future: Done when they do not want to any more.
+    """
+
+    @property
+    def key(self) -> Key: ...
+
+    @property
+    def future(self) -> asyncio.Future[Any]: ...
+
+
+W = TypeVar("W", bound=Waiting)
 
 
 class Gathering(Generic[W]):
     """Who waits to leave; for the thread of its loop alone. A subclass says how they leave."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sizes: Sizes, most: int, patience_s: float
+    ) -> None:
         """Wait for nobody yet.
 
         Args:
+            sizes: Of the values.
+            most: How many may be in one flight.
             patience_s: Seconds that somebody waits for a flight that is out.
         """
         self.loop = weakref.ref(loop)  # a loop that is done with is not kept
+        self.sizes = sizes
         self.waiting: deque[W] = deque()
         self.patience_s = patience_s
+        self._most = most
         self._out = 0  # flights
         self._leaving: asyncio.Handle | None = None
         self._crowd = 0  # of the latest flight
@@ -74,7 +99,18 @@ class Gathering(Generic[W]):
 
         None of them when the first ones do not want to any more.
         """
-        raise NotImplementedError
+        most = self.sizes.most(self._most)
+        flock: list[W] = []
+        while self.waiting and len(flock) < most:
+            large = self.sizes.is_large(self.waiting[0].key)
+            if large and flock:
+                break
+            one = self.waiting.popleft()
+            if not one.future.done():
+                flock.append(one)
+                if large:
+                    break
+        return flock
 
     def depart(self, flock: list[W]) -> bool:
         """Let *flock* leave, which calls `landed` once it is over; False when it is over now.

@@ -44,9 +44,8 @@ class Reads(Gathering[_Read]):
     """Those of one loop, for its thread alone."""
 
     def __init__(self, cache: Adapting, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop, _PATIENCE_S)
+        super().__init__(loop, sizes, _MOST, _PATIENCE_S)
         self._cache = cache
-        self._sizes = sizes
         self._flights: set[_Flight] = set()
         self._alarm: asyncio.TimerHandle | None = None  # for whoever is out for too long
         self._alarm_at = 0.0
@@ -73,20 +72,6 @@ class Reads(Gathering[_Read]):
             flight.close()
         self._flights.clear()
 
-    def take(self) -> list[_Read]:
-        most = self._sizes.most(_MOST)
-        flock: list[_Read] = []
-        while self.waiting and len(flock) < most:
-            large = self._sizes.is_large(self.waiting[0].key)
-            if large and flock:
-                break
-            read = self.waiting.popleft()
-            if not read.future.done():
-                flock.append(read)
-                if large:
-                    break
-        return flock
-
     def depart(self, flock: list[_Read]) -> bool:
         flight = _Flight(self, flock)
         try:
@@ -102,7 +87,7 @@ class Reads(Gathering[_Read]):
             return False
         self._flights.add(flight)
         self._see_to(flight)
-        sizes = self._sizes
+        sizes = self.sizes
         long = sizes.is_large(flock[0].key) or sizes.takes_long(len(flock))
         self.patience_s = _LARGE_PATIENCE_S if long else _PATIENCE_S
         return True
@@ -155,7 +140,7 @@ class Reads(Gathering[_Read]):
         """Let as many go on as have values that the loop can be spared to decode in one turn."""
         self._handing = None
         left = _TURN_BYTES
-        landed, learn = self._landed, self._sizes.learn
+        landed, learn = self._landed, self.sizes.learn
         try:
             while landed and left > 0:
                 look, read = landed.popleft()

@@ -46,8 +46,7 @@ class Writes(Gathering[_Write]):
     def __init__(
         self, cache: Cache, threads: Threads, sizes: Sizes, loop: asyncio.AbstractEventLoop
     ) -> None:
-        super().__init__(loop, _PATIENCE_S)
-        self._sizes = sizes
+        super().__init__(loop, sizes, _MOST, _PATIENCE_S)
         self._cache = cache
         self._adapting = cache.adapting
         self._threads = threads
@@ -62,20 +61,6 @@ class Writes(Gathering[_Write]):
         if problem is _ALONE:
             [problem] = await self._set_each([write])
         return self._adapting.wrote(problem, write.started)
-
-    def take(self) -> list[_Write]:
-        most = self._sizes.most(_MOST)
-        flock: list[_Write] = []
-        while self.waiting and len(flock) < most:
-            large = self._sizes.is_large(self.waiting[0].key)
-            if large and flock:
-                break
-            write = self.waiting.popleft()
-            if not write.future.done():
-                flock.append(write)
-                if large:
-                    break
-        return flock
 
     def depart(self, flock: list[_Write]) -> bool:
         flight = self._fly(flock)
@@ -114,7 +99,7 @@ class Writes(Gathering[_Write]):
             # One for each caller, as each adds its own traceback.
             return [copy.copy(error) for _ in flock]
         for write, size in zip(flock, sizes, strict=True):
-            self._sizes.learn(write.key, size)
+            self.sizes.learn(write.key, size)
         return problems
 
 
