@@ -94,7 +94,7 @@ def test_the_defaults_are_the_documented_ones():
         initial_backoff_ms=100, max_backoff_ms=30000, failure_threshold=5, reset_timeout=30.0,
         failure_rate_threshold=0.75, slow_call_threshold=None, slow_call_rate_threshold=0.5,
         rate_window=10.0, rate_min_calls=20,
-        max_value_bytes=1048576, compress_above_bytes=16384, entry_secrets=(), max_entries=1000,
+        max_value_bytes=1048576, compress_above_bytes=262144, entry_secrets=(), max_entries=1000,
         near=False, near_max_bytes=67_108_864, near_ttl=30.0, near_lag=0.1,
     )  # fmt: skip
 
