@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import gc
 import logging
 import os
 import socket
+import threading
 import time
 
 import pytest
@@ -220,6 +222,37 @@ def test_a_pool_that_cannot_write_turns_it_off_and_breaks_nothing(near, redis_se
     assert near.tracking.missed == 0
 
 
+def test_a_redis_that_cannot_save_is_listened_to_all_the_while(tmp_path, caplog):
+    """It refuses PING, too: to be told of missing rights, and wait a minute, helps nobody."""
+    with PrivateServer(directory=tmp_path) as server:
+        pool = CacheSettings.from_url(server.url)
+        with nearby(pool) as near:
+            near.turn_on()
+            in_the_way = tmp_path / "dump.rdb"
+            in_the_way.mkdir()
+            server.command("CONFIG", "SET", "save", "3600 1")
+            server.command("BGSAVE")
+            assert near.use_until(lambda: not near.is_on())
+            in_the_way.rmdir()
+            server.command("BGSAVE")
+            near.turn_on()
+            assert near.tracking.sessions == 1
+            assert caplog.records == []
+
+
+def test_a_forbidden_ping_is_answered_as_well(redis_server, caplog):
+    """Its answer comes behind the pushes, whatever it says."""
+    redis_server.command(
+        *("ACL", "SETUSER", "near", "reset", "on", ">pass", "~test:*", "+@all", "-ping")
+    )
+    with nearby(CacheSettings.from_url(redis_server.url_for("near", "pass"))) as near:
+        near.turn_on()
+        assert near.use_until(lambda: near.keep("key"))
+        redis_server.command("SET", near.name("key"), "new")
+        assert near.coherence.wait_for(lambda: near.get("key") is None, LAG_S)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("what", ["kill the client", "restart", "pause"])
 def test_it_comes_back_by_itself(near, redis_server, what):
     """Nobody restarts a service because its cache was restarted."""
@@ -393,6 +426,37 @@ def test_an_error_that_nobody_foresaw_does_not_end_it(settings, caplog):
         near.tracking._connect = connect
         near.turn_on()
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_line_that_it_logs_leaves_nothing_of_its_thread(settings, monkeypatch, caplog):
+    """Each cache that comes and goes would leave a dummy in the list of all threads, for good."""
+
+    def broken():
+        raise ZeroDivisionError
+
+    with nearby(settings()) as near:
+        monkeypatch.setattr(near.tracking, "_connect", broken)
+        assert near.use_until(lambda: "ZeroDivisionError" in caplog.text)
+    (name,) = {record.threadName for record in caplog.records if record.name == "jmcache.near"}
+    assert name == "jmcache-near"
+    _wait(lambda: name not in [thread.name for thread in threading.enumerate()])
+
+
+def test_without_a_thread_it_is_tried_until_there_is_one(settings, monkeypatch):
+    """At the system's limit of threads the first read would turn it off for good."""
+    refused = []
+
+    def none_left(*_args):
+        refused.append(1)
+        raise RuntimeError("can't start new thread")
+
+    with nearby(settings()) as near:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none_left)
+            assert near.use_until(lambda: len(refused) == 3)
+            patched.setattr(_thread, "start_new_thread", none_left)
+            assert near.use_until(lambda: len(refused) >= 6)
+        near.turn_on()
 
 
 # What comes in

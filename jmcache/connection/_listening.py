@@ -26,8 +26,10 @@ from jmcache.deadline import Deadline
 from jmcache.errors import (
     RedisConnectionError,
     RedisError,
+    RedisNotServedError,
     RedisProtocolError,
     RedisTimeoutError,
+    RedisWriteRefusedError,
 )
 
 IDLE_S = 1.0  # between PINGs while nobody uses what is kept
@@ -204,12 +206,18 @@ class Listening:
                 if self._canary in said.names:
                     self._canary, self._proven_at = None, self._canary_began
             else:
-                _raise_refusal(said.reply)
                 self._answered(said.reply)
 
     def _answered(self, reply: Any) -> None:
         asked_at = self._asked_at
-        if reply != PONG or asked_at is None:
+        try:
+            _raise_refusal(reply)
+        except (RedisNotServedError, RedisWriteRefusedError):
+            # Who may not PING, or not now, has heard of what was written before it all the same.
+            is_answer = True
+        else:
+            is_answer = reply == PONG
+        if not is_answer or asked_at is None:
             raise RedisProtocolError("the reply is none that was asked for")
         self._asked_at = None
         if self._canary is not None and asked_at >= self._canary_began:

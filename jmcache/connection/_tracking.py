@@ -137,10 +137,18 @@ class Tracking:
                 return
             self._turn += 1
             turn = self._turn
+        # On a short-lived thread: see HealthThread. It says that it runs, once it does.
         try:
-            # Not threading's: see HealthThread. It says that it runs, once it does.
-            _thread.start_new_thread(self._run, (turn,))
+            _thread.start_new_thread(self._launch, (turn,))
         except RuntimeError:  # no thread is to be had now
+            self._awake = False
+
+    def _launch(self, turn: int) -> None:
+        # One that threading knows: a line logged by any other leaves a dummy of it for good.
+        thread = threading.Thread(target=self._run, args=(turn,), name="jmcache-near", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # as in _wake
             self._awake = False
 
     def _ring(self) -> None:
