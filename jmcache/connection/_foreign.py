@@ -15,7 +15,7 @@ from redis.retry import Retry
 from jmcache.connection._connection import greeting, judge_greeting
 from jmcache.connection._credentials import Credentials
 from jmcache.connection._replies import Reply
-from jmcache.connection._wire import LIFE, NUMBER, OK, OK_OR_NOTHING, VALUE, values
+from jmcache.connection._wire import LIFE, NUMBER, OK, OK_OR_NOTHING, VALUE
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisProtocolError
 from jmcache.settings import CacheSettings
@@ -89,6 +89,4 @@ def _is_reply_to(asked: bytes, reply: Reply) -> bool:
         return reply is None or reply == OK[1:]
     if asked in (NUMBER, LIFE):
         return type(reply) is int
-    if isinstance(reply, list):
-        return asked == values(len(reply)) and all([_is_reply_to(VALUE, one) for one in reply])
     return type(reply) is bytes and asked == b"+" + reply

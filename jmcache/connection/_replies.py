@@ -18,7 +18,7 @@ from jmcache.errors import RedisConnectionError, RedisCorruptEntryError, RedisPr
 Reply = bytes | int | list[Any] | redis.ResponseError | None
 
 _END = b"\r\n"
-_ERROR, _LIST = b"-*"
+_ERROR = ord("-")
 _LONGEST_HEAD = 32  # bytes; of any head but an error's, which is its text
 _LONGEST_ERROR = 16 * 1024  # bytes
 _BRANCHES = VALUE + NUMBER + TREE
@@ -85,8 +85,6 @@ class Replies:
             return _ok_or_nothing(head)
         if head != asked:
             raise _out_of_step()
-        if head[0] == _LIST:
-            return [self._value(self._head(VALUE)) for _ in range(_number(head))]
         return head[1:]
 
     def read_all(self, asked: Sequence[bytes], replies: list[Reply]) -> None:

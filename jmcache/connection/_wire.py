@@ -6,7 +6,7 @@ it converts a number; it is never used. Bytes only.
 
 from __future__ import annotations
 
-# What a reply must be: one of these, values(n), or an error.
+# What a reply must be: one of these, or an error.
 VALUE = b"$"  # bytes or nothing
 NUMBER = b":"
 LIFE = b":-"  # a number, or -1 or -2
@@ -54,8 +54,3 @@ def pack_set(name: bytes, blob: bytes, ttl_ms: int) -> bytes:
     """Return SET with a TTL in milliseconds; there is none without."""
     ttl = b"%d" % ttl_ms
     return _SET % (len(name), name, len(blob), blob, len(ttl), ttl)
-
-
-def values(count: int) -> bytes:
-    """Return what a reply must be that is a list of *count* values."""
-    return b"*%d" % count
