@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from near_kit import LAG_S, PATIENCE_S
 
 from jmcache import Cache, CacheSettings, Outcome, RedisCacheFactory, RedisSerializer
 from jmcache.aio import AsyncRedisCache
+from jmcache.cache import _nearby
 from jmcache.errors import RedisConfigurationError
 from jmcache.testing import FaultProxy, fake_manager
 
@@ -57,6 +59,10 @@ def stranger(make: Make) -> Cache:
 
 def near_hits(cache: Cache) -> int:
     return sum(n for (*_, reason), n in cache.stats().operations.items() if reason == "near")
+
+
+def near_kept(cache: Cache, keys: Iterable[str]) -> int:
+    return sum(cache._nearby.holds(cache._key(key).name) for key in keys)
 
 
 def until(holds: Callable[[], object], within_s: float = PATIENCE_S) -> None:
@@ -234,6 +240,45 @@ def test_an_awaited_hit_that_takes_long_is_taken_on_a_thread(cache, monkeypatch)
     assert near_hits(cache) == before + 4
     assert len(threads) >= 4
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("how", ["get", "get_or_set"])
+def test_many_awaited_hits_at_a_time_do_not_hold_the_loop(make, monkeypatch, how):
+    """Each takes a moment to decode; two hundred in one turn are a tenth of a second."""
+    cache = make(near_max_bytes=2 * 1024 * 1024)  # none of them stays decoded
+    awaited = AsyncRedisCache(cache)
+    values = {f"k{number}": [number, "x" * 20_000] for number in range(50)}
+    decoded: dict[bool, int] = {True: 0, False: 0}  # bytes, by whether the loop did it
+    plain = cache._nearby._decode_plain
+
+    def decode(body: bytes) -> object:
+        decoded[threading.current_thread() is threading.main_thread()] += len(body)
+        return plain(body)
+
+    async def read(key: str) -> object:
+        return await (awaited.get(key) if how == "get" else awaited.get_or_set(key, pytest.fail))
+
+    async def read_all() -> None:
+        assert await asyncio.gather(*map(read, values)) == list(values.values())
+
+    cache.set_many(values)
+    written_at = time.monotonic()
+    known = backend_of(cache)._coherences[b"test:v1:"]
+    until(lambda: cache.get("warm") and known.until >= written_at + 0.9 * LAG_S)
+    known.until = math.inf  # the listener has heard of the writes, and nothing else happens
+    assert len(cache.get_many(values)) == near_kept(cache, values)
+    before = near_hits(cache)
+    monkeypatch.setattr(cache._nearby, "_decode_plain", decode)
+    monkeypatch.setattr(_nearby, "_SPELL_S", 3600.0)
+    asyncio.run(read_all())
+    assert near_hits(cache) == before + 50
+    assert 100_000 < decoded[True] <= 128 * 1024
+    assert sum(decoded.values()) > 50 * 20_000
+
+    monkeypatch.setattr(_nearby, "_SPELL_S", 0.0)
+    decoded[True] = decoded[False] = 0
+    asyncio.run(read_all())
+    assert decoded[False] == 0, "the next spell has as much again"
 
 
 # What is gone is gone: at once here

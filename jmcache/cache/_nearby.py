@@ -18,7 +18,11 @@ from jmcache.outcome import Outcome
 
 _HIT = Outcome.HIT
 _UNWATCHED = contextlib.nullcontext()
-_LARGE = 64 * 1024  # bytes, which take half a millisecond to decode
+# What an event loop decodes itself; the rest is for threads. All callers of a turn may find theirs
+# here, and no call gives way to the loop meanwhile.
+_LARGE = 64 * 1024  # bytes of one value, which take half a millisecond to decode
+_AT_ONCE = 128 * 1024  # bytes of all within one spell
+_SPELL_S = 0.005
 
 
 class Reading(NamedTuple):
@@ -51,6 +55,9 @@ class Nearby:
         self._near = near
         self._decode_plain = decode
         self._now = now
+        # Not guarded: two loops at the same moment decode a value more.
+        self._spell_began = -math.inf
+        self._left_at_once = 0
 
     def decode(self, body: bytes) -> Any:
         """Return the value of *body*: read-only where there is a near cache, the first time too.
@@ -111,7 +118,7 @@ class Nearby:
         """Return a fresh hit on *name*, and what to give `forget`; None: Redis has to be asked.
 
         Args:
-            at_once: Not if there is a lot to decode.
+            at_once: Not if there is a lot to decode, with what was decoded so just before.
         """
         near = self._near
         if near is None:
@@ -123,7 +130,7 @@ class Nearby:
         if age_s >= entry.ttl_s:
             return None  # Redis knows whether somebody refreshes it
         body = entry.body
-        if at_once and len(body) > _LARGE and entry.is_cold:
+        if at_once and entry.is_cold and not self._is_little(len(body)):
             return None
         try:
             value = near.value(entry, self._decode_plain)
@@ -136,6 +143,16 @@ class Nearby:
         return entry, Look(
             _HIT, NEAR, value, body, age_s, ttl_s, cost_s, None, None, True, asked_at
         )
+
+    def _is_little(self, size: int) -> bool:
+        """May so many bytes be decoded at once? Then they are reckoned among those that were."""
+        if size > _LARGE:
+            return False
+        now = time.monotonic()
+        if now - self._spell_began >= _SPELL_S:
+            self._spell_began, self._left_at_once = now, _AT_ONCE
+        self._left_at_once -= size
+        return self._left_at_once >= 0
 
     def forget(self, entry: NearEntry) -> None:
         """Keep *entry* no longer."""
