@@ -39,6 +39,17 @@ def test_silence_counts_only_when_a_sentinel_has_had_time_to_connect(
         assert down_after_ms >= 1000 + 300  # it connects once a second, and looks ten times
 
 
+def test_no_sentinel_undoes_a_failover_that_another_has_not_told_it_of_yet(
+    watched: PrivateSentinel,
+) -> None:
+    """It takes the new master for a replica that went astray, and has it follow the old one."""
+    if int(watched.sentinels[0].binary.version.partition(".")[0]) >= 7:  # else it is 2000
+        reply = watched.sentinels[0].command("SENTINEL", "DEBUG")
+        assert isinstance(reply, list)
+        publish_ms = int(reply[reply.index(b"PUBLISH-PERIOD") + 1])  # type: ignore[arg-type]
+        assert 4 * publish_ms >= 1000 + 500  # the leader looks once a second, and then tells
+
+
 def test_a_killed_master_is_replaced_and_comes_back_as_a_replica(watched: PrivateSentinel) -> None:
     """What a test of a failover begins with, and what the next test needs."""
     before = watched.master()

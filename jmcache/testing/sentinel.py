@@ -30,8 +30,10 @@ _DOWN_AFTER_S = 1.5
 # Milliseconds between what sentinels do all the time, so that they find each other and the replicas
 # in a second instead of ten; and how long they may be held up without distrusting their clock. How
 # often they PING stays as it is: the more often, the more often two want to lead a failover at the
-# same moment, and it has to wait for the next election.
-_PACE = {"info-period": 200, "publish-period": 200, "tilt-trigger": 60_000}
+# same moment, and it has to wait for the next election. For four publish-periods a sentinel lets a
+# replica believe to be a master before it puts that right, and for a second the one that leads a
+# failover may not see that its replica has become one: with 200, another one undid what it did.
+_PACE = {"info-period": 200, "publish-period": 500, "tilt-trigger": 60_000}
 
 
 class PrivateSentinel:
