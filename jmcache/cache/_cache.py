@@ -218,7 +218,8 @@ class Cache:
         slots = {key: self._key(key) for key in _texts(keys)}
         check_validate(validate)
         near = self._near_looks(slots, validate)
-        wanted = [slot for key, slot in slots.items() if key not in near]
+        asked = {key: slot for key, slot in slots.items() if key not in near} if near else slots
+        wanted = list(asked.values())
         try:
             if wanted or not near:
                 self._stops.check_usable()
@@ -231,16 +232,16 @@ class Cache:
             self._count_near(near, started)
             self.give_up("get_many", error, started, len(wanted))
             return {key: look.value for key, look in near.items()}
-        looks = [self._stops.accepted(look, validate) for look in judged]
-        errors = {
-            slot: e for slot, e in zip(wanted, looks, strict=True) if isinstance(e, RedisError)
+        looks = {
+            key: self._stops.accepted(look, validate)
+            for key, look in zip(asked, judged, strict=True)
         }
+        errors = {asked[key]: look for key, look in looks.items() if isinstance(look, RedisError)}
         self._stops.discard_corrupt(errors, deadline)
         endings = [(_HIT, NEAR)] * len(near)
-        endings += [(look.outcome, look.reason) for look in looks]
+        endings += [(look.outcome, look.reason) for look in looks.values()]
         self._monitor.record_many("get_many", endings, time.perf_counter() - started)
-        found = dict(zip(wanted, looks, strict=True))
-        answers = {key: near.get(key) or found[slot] for key, slot in slots.items()}
+        answers = {key: near.get(key) or looks[key] for key in slots} if near else looks
         return {
             key: look.value
             for key, look in answers.items()
