@@ -181,6 +181,21 @@ def test_an_old_session_extends_nothing(coherence, near, clock):
     assert coherence.begin() is not None, "an answer that came late shortens nothing"
 
 
+def test_the_end_of_an_old_session_ends_nothing(coherence, near, clock):
+    """Its thread may come to its end when another listens already, and nobody would believe it."""
+    old = coherence.open()
+    new = coherence.open()
+    coherence.extend(new, clock() + 1.0)
+    put(coherence, near, entry(1))
+    coherence.close(old)
+    assert body_of(near, 1) == b"body"
+    coherence.extend(new, clock() + 2.0)
+    clock.advance(1.5)
+    assert body_of(near, 1) == b"body"
+    coherence.close(new)
+    assert body_of(near, 1) is None
+
+
 # Writes of this process
 
 
