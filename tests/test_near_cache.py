@@ -19,6 +19,7 @@ from near_kit import LAG_S, PATIENCE_S
 from jmcache import Cache, CacheSettings, Outcome, RedisCacheFactory, RedisSerializer
 from jmcache.aio import AsyncRedisCache
 from jmcache.cache import _nearby
+from jmcache.cache._compute import Computation
 from jmcache.errors import RedisConfigurationError
 from jmcache.testing import FaultProxy, fake_manager
 
@@ -281,6 +282,36 @@ def test_many_awaited_hits_at_a_time_do_not_hold_the_loop(make, monkeypatch, how
     assert decoded[False] == 0, "the next spell has as much again"
 
 
+@pytest.mark.parametrize("how", ["get", "get_or_set", "get from memory", "get while it is down"])
+def test_a_reader_who_waits_for_nothing_leaves_others_their_turn(make, redis_server, how):
+    """A loop of near hits never gives way by itself: nobody could even stop it."""
+    in_memory = "memory" in how
+    url = "memory://" if in_memory else redis_server.url
+    cache = make(url=url, warm=not in_memory, reset_timeout=60.0)
+    awaited = AsyncRedisCache(cache)
+    cache.set("k", 1)
+    if "down" in how:
+        redis_server.stop()
+        until(lambda: cache.lookup("k").reason == "breaker_open")
+    elif not in_memory:
+        keep(cache, "k")
+        backend_of(cache)._coherences[b"test:v1:"].until = math.inf
+    stopped: list[bool] = []
+
+    async def read() -> int:
+        asyncio.get_running_loop().call_soon(stopped.append, True)
+        for count in range(1000):
+            if stopped:
+                return count
+            if how == "get_or_set":
+                await awaited.get_or_set("k", pytest.fail)
+            else:
+                await awaited.get("k")
+        return 1000
+
+    assert asyncio.run(read()) <= 256
+
+
 # What is gone is gone: at once here
 
 
@@ -386,7 +417,17 @@ def test_early_refreshes_still_happen(cache):
     until(lambda: get() > 0, within_s=1.0)
 
 
-def test_who_refreshes_early_already_is_asked_of_redis(cache, redis_server):
+def test_an_early_refresh_that_was_decided_on_a_kept_value_is_not_decided_again(cache, monkeypatch):
+    """It is a matter of chance: decided twice, it would hardly ever happen."""
+    assert cache.get_or_set("k", lambda: 1) == 1
+    keep(cache, "k")
+    decisions = iter([True])
+    monkeypatch.setattr(Computation, "_is_early", lambda *_: next(decisions, False))
+    assert cache.get_or_set("k", lambda: 2) == 1
+    until(lambda: cache.get("k") == 2)
+
+
+def test_who_refreshes_early_already_is_asked_of_redis(cache, redis_server, monkeypatch):
     """Every hit of every process would try to be the one, as long as the load takes."""
 
     def get() -> int:
@@ -395,6 +436,7 @@ def test_who_refreshes_early_already_is_asked_of_redis(cache, redis_server):
     assert get() == 1
     redis_server.command("SET", cache._key("k").lease, "somebody")
     keep(cache, "k")
+    monkeypatch.setattr(Computation, "_refresh_soon", pytest.fail)
     for _ in range(10):
         assert get() == 1
     assert "refresh" not in cache.stats().events

@@ -27,6 +27,7 @@ from jmcache.cache import (
     Look,
     Options,
     RedisCache,
+    Steps,
     TagsSpec,
     Timeout,
     Validate,
@@ -44,6 +45,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+# Calls that were answered at once, and the loop has a turn: a coroutine that waits for nothing else
+# would keep everybody from theirs, with near hits for as long as Redis says that they are true.
+_IN_A_ROW = 256
 _INVALIDATIONS = frozenset({"delete", "delete_many", "invalidate_tags", "clear"})
 
 
@@ -91,6 +95,7 @@ class AsyncRedisCache:
         self._validates = self._adapting.validates
         self._far = isinstance(cache, RedisCache)  # what it does not refuse at once takes a wait
         self._here = threading.local()  # what is gathered on the loop that this thread runs
+        self._in_a_row = 0  # answers at once; two loops at the same moment count one
 
     @property
     def sync(self) -> Cache:
@@ -227,7 +232,7 @@ class AsyncRedisCache:
             options,
             detached=True,
         )
-        return await self._driver.take_all(steps)
+        return await self._take_all(steps)
 
     @overload
     async def get_or_set_many(
@@ -262,7 +267,7 @@ class AsyncRedisCache:
         steps = self._cache.computing_many(
             keys, loader, self._driver.spawn, validate, timeout, options, detached=True
         )
-        return await self._driver.take_all(steps)
+        return await self._take_all(steps)
 
     def cached(
         self,
@@ -327,10 +332,14 @@ class AsyncRedisCache:
         adapting = self._adapting
         near = adapting.find_near(key, validate, timeout, at_once=True)
         if near is not None:
+            if self._is_turn_due():
+                await asyncio.sleep(0)
             return near
         started = time.perf_counter()
         refused = adapting.refused(key, validate, timeout, started)
         if refused is not None:
+            if self._is_turn_due():
+                await asyncio.sleep(0)
             return refused
         deadline = Deadline.of_call(timeout, self.settings.operation_timeout)
         # What the application has to say of a value takes its time, and has no place on the loop.
@@ -346,6 +355,20 @@ class AsyncRedisCache:
         return await self._call(
             "lookup", self._cache.lookup, key, validate=validate, timeout=deadline
         )
+
+    async def _take_all(self, steps: Steps[T]) -> T:
+        result = await self._driver.take_all(steps)
+        if self._is_turn_due():
+            await asyncio.sleep(0)
+        return result
+
+    def _is_turn_due(self) -> bool:
+        """Has the loop to have a turn now, after one more that was answered at once?"""
+        self._in_a_row += 1
+        if self._in_a_row < _IN_A_ROW:
+            return False
+        self._in_a_row = 0
+        return True
 
     def _gathered(self) -> _Gathered:
         loop = asyncio.get_running_loop()
@@ -364,7 +387,10 @@ class AsyncRedisCache:
             if isinstance(self._cache, RedisCache):
                 # Should the breaker let this one through after all, it must wait for nothing.
                 timeout = Deadline.over()
-            return method(*args, timeout=timeout, **options)
+            answer = method(*args, timeout=timeout, **options)
+            if self._is_turn_due():
+                await asyncio.sleep(0)
+            return answer
         work = partial(method, *args, timeout=timeout, **options)
         call = self._threads.begin(work, timeout)
         if operation in _INVALIDATIONS:
