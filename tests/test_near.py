@@ -388,6 +388,53 @@ def test_few_values_are_kept_decoded(coherence, near):
     assert again, "it had to make room"
 
 
+def test_the_more_a_cache_holds_the_more_values_stay_decoded(coherence, clock):
+    """A gigabyte of entries with a megabyte of values decodes nearly every hit."""
+    near = NearCache(coherence, 512 * MIB, 60.0, clock=clock)
+    large, small = bytes(1_000_000), bytes(100_000)
+    for number in range(100):
+        put(coherence, near, entry(number, large))
+    for number in range(100, 120):
+        put(coherence, near, entry(number, small))
+        for _ in range(2):
+            near.value(near.get(name(number)), lambda body: body[:10])
+    assert len(near._hot) == 20
+
+
+def test_a_value_that_would_take_all_the_room_is_not_kept_decoded(coherence, near):
+    """All others would make room for it, and then it for the next."""
+    put(coherence, near, entry(1))
+    put(coherence, near, entry(2, bytes(100_000)))
+    for number in (1, 2):
+        for _ in range(3):
+            near.value(near.get(name(number)), lambda body: body[:10])
+    assert list(near._hot) == [name(1)]
+
+
+def test_a_value_decoded_of_what_is_gone_by_then_is_not_kept(coherence, near):
+    """It would count for good, and be found by nobody."""
+    put(coherence, near, entry(1))
+    found = near.get(name(1))
+    coherence.invalidate([name(1)])
+    for _ in range(3):
+        assert near.value(found, bytes.decode) == "body"
+    assert (len(near._hot), near._hot_bytes) == (0, 0)
+
+
+def test_a_value_that_two_decode_at_once_counts_once(coherence, near):
+    """Else what is kept decoded shrinks, hit by hit."""
+    put(coherence, near, entry(1))
+    found = near.get(name(1))
+    near.value(found, bytes.decode)
+
+    def decode_beside_another(body: bytes) -> str:
+        near.value(found, bytes.decode)
+        return body.decode()
+
+    near.value(found, decode_beside_another)
+    assert near._hot_bytes == len(b"body")
+
+
 # Threads and processes
 
 
