@@ -15,8 +15,9 @@ import pytest
 from near_kit import LAG_S, MIB, PATIENCE_S, nearby
 
 from jmcache.connection._pushes import Pushes, Said
+from jmcache.connection._tracking import Tracking
 from jmcache.errors import RedisProtocolError
-from jmcache.near import NearCache
+from jmcache.near import Coherence, NearCache
 from jmcache.settings import CacheSettings
 from jmcache.testing import FaultProxy, PrivateSentinel, PrivateServer
 
@@ -200,6 +201,26 @@ def test_another_server_than_the_pools_is_found_out(redis_server, tcp_server):
     with nearby(here, there) as near:
         assert near.use_until(lambda: near.tracking.missed >= 2)
         assert near.coherence.extended == 0
+
+
+def test_processes_share_the_prefixes_of_their_canaries_and_no_canary():
+    """At each change Redis looks at every prefix, and tells all who listen to the one that fits."""
+
+    def never(*_args):
+        raise AssertionError
+
+    every = [
+        Tracking(
+            *(never, never, Coherence(b"test:v1:#"), b"test:v1:"),
+            lag_s=LAG_S,
+            connect_s=2.0,
+            place=str,
+        )
+        for _ in range(3000)
+    ]
+    assert 200 < len({one._canaries for one in every}) <= 256
+    assert len({one._canary for one in every}) == 3000
+    assert all(one._canary.startswith(one._canaries) for one in every)
 
 
 def test_a_pool_that_moves_on_is_found_out(near, tcp_server):
