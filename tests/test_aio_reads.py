@@ -326,6 +326,7 @@ def test_the_first_read_connects_by_a_thread(shelf: Shelf) -> None:
         assert ended(cache, "get") == {("hit", ""): 64}
 
 
+@pytest.mark.usefixtures("patient")
 def test_tls_needs_no_thread_either(shelf: Shelf, certificates: Certificates) -> None:
     """Records end where they like: in a head, between two values, in the middle of one."""
 
@@ -380,8 +381,9 @@ def test_it_works_where_there_is_no_one_socket_to_wait_for(
     """A cluster's nodes are asked for their keys alone, and a fake has no socket: same outcome."""
     given = {"namespace": "test", "operation_timeout": 5.0, "max_connections": 4}
     if kind == "fake":
-        manager = fake_manager(CacheSettings(**given))  # type: ignore[arg-type]
-        cache = RedisCacheFactory.create_async_cache(connection=manager)
+        settings = CacheSettings(**given)  # type: ignore[arg-type]
+        manager = fake_manager(settings)
+        cache = RedisCacheFactory.create_async_cache(settings, connection=manager)
     else:
         port = redis_cluster.masters()[0].port
         settings = CacheSettings(port=port, cluster=True, **given)  # type: ignore[arg-type]
