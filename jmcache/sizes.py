@@ -30,7 +30,7 @@ class Sizes:
         return min(limit, int(_MOST_BYTES / (self._expected + 1)) or 1)
 
     def takes_long(self, count: int) -> bool:
-        """May the answer for *count* keys that are not large take its time?"""
+        """May the answer for *count* keys take its time?"""
         return self._expected * count > _LARGE
 
     def learn(self, key: Hashable, size: int) -> None:

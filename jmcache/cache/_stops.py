@@ -291,32 +291,19 @@ class Stops:
     ) -> list[Look | RedisError]:
         for space in spaces:
             self.remember(space, known[space])
-        shared = None if self.store.in_parts else self._space
-
-        def weigh(place: int, entry: Entry | RedisError | None) -> Look | RedisError:
-            key = keys[place]
-            try:
-                space = shared or self._space_of(key)
-                look = self.weigh(key, entry, space, known, deadline, decode)
-            except RedisError as error:
-                return error
-            if reading is not None:
-                self.keep(reading, key, entry, look, found.lives_ms[place])
-            return look
-
-        # Each is decoded while its bytes are at hand; those with tags wait for the counters.
+        entries = [self.unseal(key, blob) for key, blob in zip(keys, found.blobs, strict=True)]
+        # Before anything is decoded, which may use up the time of those with tags.
+        self._learn_tags(entries, known, deadline)
         judged: list[Look | RedisError] = []
-        tagged: dict[int, Entry] = {}
-        for place, blob in enumerate(found.blobs):
-            entry = self.unseal(keys[place], blob)
-            if isinstance(entry, Entry) and entry.tags:
-                tagged[place] = entry
-                judged.append(_ABSENT)
+        for number, (key, entry) in enumerate(zip(keys, entries, strict=True)):
+            try:
+                look = self.weigh(key, entry, self._space_of(key), known, deadline, decode)
+                judged.append(look)
+            except RedisError as error:
+                judged.append(error)
             else:
-                judged.append(weigh(place, entry))
-        self._learn_tags(tagged.values(), known, deadline)
-        for place, entry in tagged.items():
-            judged[place] = weigh(place, entry)
+                if reading is not None:
+                    self.keep(reading, key, entry, look, found.lives_ms[number])
         return judged
 
     def decoded(self, look: Look, deadline: Deadline) -> Look:
@@ -361,10 +348,13 @@ class Stops:
         except RedisError as error:
             return error
 
-    def _learn_tags(self, entries: Iterable[Entry], known: Counters, deadline: Deadline) -> None:
+    def _learn_tags(
+        self, entries: Iterable[Entry | RedisError | None], known: Counters, deadline: Deadline
+    ) -> None:
         unknown = {
             counter
             for entry in entries
+            if isinstance(entry, Entry)
             for counter in map(self.keys.tag_counter, entry.tags)
             if counter not in known
         }

@@ -51,7 +51,7 @@ Encoder = Callable[["Marker", Any, int], tuple[Any, Any]]
 class Marker:
     """One walk through one value. Never changes it: a container that needs work is copied."""
 
-    __slots__ = ("_encoders", "_leaves", "_max_depth", "_room")
+    __slots__ = ("_encoders", "_leaves", "_max_depth", "_room", "_vain")
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class Marker:
         self._leaves = _CAREFUL_LEAVES if careful else _LEAVES
         self._max_depth = max_depth
         self._room = max_nodes
+        self._vain = max_nodes  # that may be looked at without having been spared the walk
 
     def mark(self, value: Any) -> tuple[Any, Any]:
         """Return what stands for *value* in the tree, and its mark; None if it needs none.
@@ -138,12 +139,15 @@ class Marker:
         if leaves.issuperset(kinds):
             return value, None
         if len(value) >= _MANY and kinds <= _CONTAINERS:
-            if kinds == _DICTS and self._is_worth_columns(value):
-                table = self._mark_table(value, depth + 1)
-                if table is not None:
-                    return table
+            # Columns first or last; where the first row is plain and the others are not, last.
+            rows = kinds == _DICTS
+            first = rows and self._is_worth_columns(value)
+            if first and (table := self._mark_table(value, depth + 1)) is not None:
+                return table
             if self._are_plain(value, depth + 1):
                 return value, None
+            if rows and not first and (table := self._mark_table(value, depth + 1)) is not None:
+                return table
         encoders = self._encoders
         copy = None
         marks: list[Any] = []
@@ -184,20 +188,20 @@ class Marker:
         size = width * len(rows)
         if size > self._room or depth > self._max_depth:
             return None
-        # A dict refers to its keys, too, unless all are plain text, which leads nowhere.
-        if list(chain.from_iterable(rows)) != keys * len(rows) or len(get_referents(*rows)) != size:
+        names = list(chain.from_iterable(rows))
+        if names != keys * len(rows) or list(map(type, names)) != [str] * size:
             return None
         cells = list(chain.from_iterable(map(dict.values, rows)))
         kinds = list(map(type, cells))
         of_all = kinds[:width]
         alike = kinds == of_all * len(rows)
-        self._take(size)
         leaves = self._leaves
         table: list[Any] = [keys]
         marks: list[Any] = []
         for place, kind in enumerate(of_all, 1):
             column = cells[place - 1 :: width]
             if alike and kind in leaves:
+                self._take(len(rows))
                 table.append(column)
                 continue
             payload, mark = self._mark_column(keys[place - 1], column, depth)
@@ -209,19 +213,21 @@ class Marker:
     def _mark_column(self, key: str, column: list[Any], depth: int) -> tuple[Any, Any]:
         kinds = set(map(type, column))
         if kinds <= self._leaves:
+            self._take(len(column))
             return column, None
         if len(kinds) == 1:
             if (encode := _kinds.COLUMNS.get(type(column[0]))) is not None:
                 payloads, tag = encode(column)
                 if len(payloads) == len(column):
+                    self._take(len(column))
                     return payloads, [_ALL, tag]
             elif kinds == _LISTS and self._are_flat(column, depth + 1):
                 return column, None
         return self.mark_list(column, depth, lambda place: f"[{place}]{step(key)}")
 
     def _are_flat(self, lists: list[list[Any]], depth: int) -> bool:
-        """Are these lists, at *depth*, lists of leaves? Counts their elements if so."""
-        size = sum(map(len, lists))
+        """Are these lists, at *depth*, lists of leaves? Counts them and their elements if so."""
+        size = len(lists) + sum(map(len, lists))
         if depth > self._max_depth or size > self._room:
             return False
         if not set(map(type, get_referents(*lists))) <= self._leaves:
@@ -233,33 +239,41 @@ class Marker:
         """Are these containers, which are at *depth*, and all inside them plain?
 
         Only a shortcut, at C's speed, level by level: True spares the walk, and counts what is
-        inside. False where it would take long.
+        inside. False where it would take long, or too much was looked at in vain.
         """
         leaves = self._leaves
+        kinds = set(map(type, nodes))
         taken = 0
         for below in range(depth, depth + _AHEAD):
-            size = sum(map(len, nodes))
-            taken += size
-            if below > self._max_depth or taken > self._room:
-                return False
-            inside = get_referents(*nodes)
-            if len(inside) != size:  # keys that are no plain text, as above
-                return False
+            sizes = list(map(len, nodes))
+            taken += sum(sizes)
+            if below > self._max_depth or taken > min(self._room, self._vain):
+                break
+            if dict in kinds:
+                # A dict refers to its keys, too, unless all are plain text; since 3.13 an
+                # instance's own to nothing.
+                parts = list(map(get_referents, nodes))
+                if list(map(len, parts)) != sizes:
+                    break
+                inside = list(chain.from_iterable(parts))
+            else:
+                inside = get_referents(*nodes)
             types = list(map(type, inside))
             # Matches have the same in the same places: one of them tells for all.
-            width = size // len(nodes)
+            width = len(inside) // len(nodes)
             alike = types == types[:width] * len(nodes)
-            others = set(types[:width] if alike else types) - leaves
-            if not others:
+            kinds = set(types[:width] if alike else types) - leaves
+            if not kinds:
                 self._take(taken)
                 return True
-            if not others <= _CONTAINERS:
-                return False
+            if not kinds <= _CONTAINERS:
+                break
             if alike:
-                columns = [inside[n::width] for n in range(width) if types[n] in others]
+                columns = [inside[n::width] for n in range(width) if types[n] in kinds]
                 nodes = list(chain.from_iterable(columns))
             else:
-                nodes = [node for node in inside if type(node) in others]
+                nodes = [node for node in inside if type(node) in kinds]
+        self._vain -= taken
         return False
 
     def _mark_pairs(self, value: dict[Any, Any], depth: int) -> tuple[Any, Any]:
