@@ -455,3 +455,20 @@ def test_a_tag_whose_node_is_away_costs_its_entries_alone(
         for node in redis_cluster.nodes:
             node.command("CONFIG", "SET", "cluster-node-timeout", 1500)
     wait_until(lambda: clustered.get_many(keys) == dict.fromkeys(keys, 1))
+
+
+def test_a_batch_asks_for_tags_before_it_decodes_anything(redis_server, monkeypatch):
+    """What it takes to decode the others would be missing for the question."""
+    cache = RedisCacheFactory.create_cache(CacheSettings.from_url(redis_server.url))
+    cache.set_many({"plain": 1, "other": 2})
+    cache.set("tagged", 3, tags=("t",))
+    seen = []
+    for owner, name in ((cache._stops, "_learn_tags"), (cache._stops.nearby, "decode")):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(
+            type(owner),
+            name,
+            lambda _, *args, plain=plain, name=name: (seen.append(name), plain(*args))[1],
+        )
+    assert cache.get_many(["plain", "tagged", "other"]) == {"plain": 1, "tagged": 3, "other": 2}
+    assert seen == ["_learn_tags", *["decode"] * 3]

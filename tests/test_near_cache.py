@@ -312,6 +312,25 @@ def test_a_reader_who_waits_for_nothing_leaves_others_their_turn(make, redis_ser
     assert asyncio.run(read()) <= 256
 
 
+def test_an_awaited_hit_is_had_however_busy_the_threads_are(cache, monkeypatch):
+    """It is in this process: to answer "saturated" would be to lose what is at hand."""
+    awaited = AsyncRedisCache(cache, max_threads=1)
+    cache.set("k", [1, "x" * 20_000])
+    until(lambda: cache.get("k") and near_kept(cache, ["k"]))
+    monkeypatch.setattr(_nearby, "_AT_ONCE", 0)  # so it is for a thread
+    monkeypatch.setattr(_nearby.Nearby, "_is_little", lambda *_: False)
+    monkeypatch.setattr("jmcache.aio._threads._QUEUE_PER_THREAD", 0)
+    before = near_hits(cache)
+
+    async def read() -> None:
+        assert await awaited.get("k") == [1, "x" * 20_000]
+
+    entry, _ = cache._nearby.find(cache._key("k").name)
+    monkeypatch.setattr(type(entry), "is_cold", True)
+    asyncio.run(read())
+    assert near_hits(cache) == before + 1
+
+
 # What is gone is gone: at once here
 
 

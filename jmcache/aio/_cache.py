@@ -344,14 +344,24 @@ class AsyncRedisCache:
         deadline = Deadline.of_call(timeout, self.settings.operation_timeout)
         # What the application has to say of a value takes its time, and has no place on the loop.
         # Nor has what is in this process, but takes long.
-        on_thread = validate or self._validates or adapting.holds_near(key)
-        if not on_thread and (self._far or not self._cache.answers_at_once):
+        validates = validate or self._validates
+        held = adapting.holds_near(key)
+        if not (validates or held) and (self._far or not self._cache.answers_at_once):
             found = await self._gathered().reads.look(self._adapting.key(key), deadline)
             if found is not None:
                 found = self._adapting.decoded(found, deadline)
                 # What is corrupt is to be removed, which is for a thread.
                 if found.outcome is not Outcome.CORRUPT:
                     return self._adapting.found(found, started)
+        if held and not validates:
+            call = self._threads.begin(partial(self._cache.lookup, key, timeout=deadline), deadline)
+            await call.ended()
+            if call.refused is None:
+                return call.result()
+            await asyncio.sleep(0)
+            near = adapting.find_near(key, None, None, at_once=False)
+            if near is not None:  # it is here, however busy the threads are
+                return near
         return await self._call(
             "lookup", self._cache.lookup, key, validate=validate, timeout=deadline
         )
