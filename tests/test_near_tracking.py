@@ -347,10 +347,11 @@ def test_it_follows_the_master_that_sentinels_watch():
     with PrivateSentinel() as watched, nearby(CacheSettings.from_url(watched.url)) as near:
         near.turn_on()
         assert near.use_until(lambda: near.keep("key"))
-        watched.master().kill()
+        before = watched.master()
+        before.kill()
         assert near.use_until(lambda: near.coherence.closed)
         assert near.get("key") is None
-        master = watched.wait_for_failover()
+        master = watched.wait_for_failover(before)
         assert near.use_until(near.is_on, within_s=30.0)
         assert near.use_until(lambda: near.keep("key"))
         master.command("SET", near.name("key"), "new")
