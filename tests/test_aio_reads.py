@@ -798,7 +798,15 @@ def test_a_forked_child_reads_for_itself(shelf: Shelf) -> None:
         assert usable(cache) == sync.settings.max_connections
 
 
-def test_ctrl_c_ends_a_run_and_leaves_no_connection_behind(shelf: Shelf) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A job in the background of a shell is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_run_and_leaves_no_connection_behind(shelf: Shelf, ctrl_c: None) -> None:
     """The application may catch it, tidy up, and go on with the same cache."""
 
     async def use() -> None:
@@ -815,7 +823,7 @@ def test_ctrl_c_ends_a_run_and_leaves_no_connection_behind(shelf: Shelf) -> None
         assert asyncio.run(cache.get("k1")) == VALUES["k1"]
 
 
-def test_a_loop_that_is_run_again_after_ctrl_c_has_its_answer(shelf: Shelf) -> None:
+def test_a_loop_that_is_run_again_after_ctrl_c_has_its_answer(shelf: Shelf, ctrl_c: None) -> None:
     """An interactive session goes on with the loop that it interrupted."""
     with ScriptedServer(shelf) as server, over(server).sync as sync:
         cache = AsyncRedisCache(sync)
