@@ -139,7 +139,9 @@ class World:
         self.changes = 0  # that are over
         self.loads = 0
         self.most_loads = 10
-        settings = CacheSettings(memory=True, ttl_jitter=0.0, lock_timeout=3600.0)
+        settings = CacheSettings(
+            memory=True, ttl_jitter=0.0, lock_timeout=3600.0, operation_timeout=3600.0
+        )
         self.here, self.there = [self._process(settings) for _ in range(2)]
         self.store.at_once.seed([self.here._keys.space_counter], Deadline(1.0))
 

@@ -24,22 +24,25 @@ import jmcache
 from jmcache import CacheSettings
 from jmcache.testing import PrivateServer
 
+_STANDARD = 3  # descriptors: input, output, errors
+
 
 @contextlib.contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Meanwhile this process can open nothing more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = [os.open(os.devnull, os.O_RDONLY)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 20, hard))
+    """Meanwhile this process can open nothing more, whatever other threads close.
+
+    No new number is below the limit but for the three of a terminal, and those stay open.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for standard in range(_STANDARD):
+        os.fstat(standard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_STANDARD, limits[1]))
     try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open(os.devnull, os.O_RDONLY)
         yield
     finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.fault_row(38)
