@@ -16,6 +16,7 @@ from interleave import Run, explore
 
 from jmcache import CacheSettings, LocalCache
 from jmcache.cache import _compute, _steps
+from jmcache.cache._keeper import Hold
 from jmcache.cache._look import Kept
 from jmcache.deadline import Deadline
 from jmcache.flight import Flight, Flights
@@ -128,6 +129,14 @@ class Watched(Flights):
         super().void_all()
 
 
+class NoTimeGoesBy:
+    """In place of the keeper, whose thread is there for 10 s: thousands were, one for each run."""
+
+    @staticmethod
+    def keep(hold: Hold) -> None:
+        """No lease ends."""
+
+
 class World:
     """A database, Redis, and two processes that use them."""
 
@@ -151,6 +160,7 @@ class World:
         object.__setattr__(cache._shop, "flights", Watched(self.run))
         object.__setattr__(cache._shop, "background", self)
         object.__setattr__(cache._shop, "returns", self)
+        object.__setattr__(cache._shop, "keeper", NoTimeGoesBy)
         return cache
 
     def submit(self, work: Callable[[], object]) -> bool:
