@@ -20,6 +20,7 @@ Columns take a third less room, as each key is there once, and are looked at at 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Collection, Mapping
 from gc import get_referents
 from itertools import chain
@@ -189,7 +190,7 @@ class Marker:
         if size > self._room or depth > self._max_depth:
             return None
         names = list(chain.from_iterable(rows))
-        if names != keys * len(rows) or list(map(type, names)) != [str] * size:
+        if names != keys * len(rows) or len(_inside(rows)) != size:
             return None
         cells = list(chain.from_iterable(map(dict.values, rows)))
         kinds = list(map(type, cells))
@@ -245,24 +246,22 @@ class Marker:
         kinds = set(map(type, nodes))
         taken = 0
         for below in range(depth, depth + _AHEAD):
-            sizes = list(map(len, nodes))
-            taken += sum(sizes)
+            size = sum(map(len, nodes))
+            taken += size
             if below > self._max_depth or taken > min(self._room, self._vain):
                 break
-            if dict in kinds:
-                # A dict refers to its keys, too, unless all are plain text; since 3.13 an
-                # instance's own to nothing.
-                parts = list(map(get_referents, nodes))
-                if list(map(len, parts)) != sizes:
-                    break
-                inside = list(chain.from_iterable(parts))
+            inside = _inside(nodes) if dict in kinds else get_referents(*nodes)
+            if len(inside) != size:
+                break
+            if kinds == _LISTS:
+                kinds = set(map(type, inside)) - leaves
+                alike = False
             else:
-                inside = get_referents(*nodes)
-            types = list(map(type, inside))
-            # Matches have the same in the same places: one of them tells for all.
-            width = len(inside) // len(nodes)
-            alike = types == types[:width] * len(nodes)
-            kinds = set(types[:width] if alike else types) - leaves
+                types = list(map(type, inside))
+                # Matches have the same in the same places: one of them tells for all.
+                width = size // len(nodes)
+                alike = types == types[:width] * len(nodes)
+                kinds = set(types[:width] if alike else types) - leaves
             if not kinds:
                 self._take(taken)
                 return True
@@ -297,6 +296,23 @@ class Marker:
         self._room -= elements
         if self._room < 0:
             raise Refusal("too_large", list, "more elements than max_bytes leaves room for")
+
+
+if sys.version_info >= (3, 13):
+
+    def _inside(nodes: list[Any]) -> list[Any]:
+        """Return what is in *nodes*, but for keys; of another length where a key is no text."""
+        # An instance's own dict refers to nothing, which another one's keys could make up for.
+        parts = list(map(get_referents, nodes))
+        if list(map(len, parts)) != list(map(len, nodes)):
+            return []
+        return list(chain.from_iterable(parts))
+
+else:
+
+    def _inside(nodes: list[Any]) -> list[Any]:
+        """Return what is in *nodes*, but for keys; of another length where a key is no text."""
+        return get_referents(*nodes)  # of a dict its values, and its keys unless all are text
 
 
 def _unknown(kind: type) -> Refusal:
