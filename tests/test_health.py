@@ -586,7 +586,9 @@ def test_the_interpreter_exits_at_once_with_the_thread_alive() -> None:
         hanging = HealthThread(hang, lambda: True, interval=0.001)
         resting.start()
         hanging.start()
-        assert entered.wait(5) and resting.running
+        assert entered.wait(10)
+        while not resting.running:
+            time.sleep(0.001)
         print(time.monotonic())
     """
     done = subprocess.run(
@@ -599,7 +601,7 @@ def test_the_interpreter_exits_at_once_with_the_thread_alive() -> None:
     ended = time.monotonic()
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert ended - float(done.stdout) < 1.0
+    assert ended - float(done.stdout) < 5.0  # it would hang for 60 s
     assert ended - began < 20
 
 

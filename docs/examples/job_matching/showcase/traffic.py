@@ -22,17 +22,20 @@ class Traffic:
         self._stopped = False
 
     def share_out(self, clients: Sequence[Client], questions: Sequence[str]) -> None:
-        """Have *clients* answer *questions* between them, each asked once, as fast as they can."""
-        left = iter(questions)
+        """Have *clients* answer *questions* between them, each asked once, as fast as they can.
+
+        Each client has one of the first, however fast the others are.
+        """
+        left = iter(questions[len(clients) :])
         lock = threading.Lock()
 
         def ask(client: Client) -> None:
-            while True:
+            place = clients.index(client)
+            question = questions[place] if place < len(questions) else None
+            while question is not None:
+                self.replies.append(client.ask(question))
                 with lock:
                     question = next(left, None)
-                if question is None:
-                    return
-                self.replies.append(client.ask(question))
 
         self._start(ask, clients)
 
