@@ -70,9 +70,8 @@ class Background:
         number = self._started
         self._bells[number] = bell
         try:
-            # Not threading's: its start() waits in a way that an exception from a signal handler
-            # turns into another one.
-            _thread.start_new_thread(self._run, (number, bell))
+            # As elsewhere: Thread.start() is Python code, which no caller's thread is to run.
+            _thread.start_new_thread(self._launch, (number, bell))
         except RuntimeError:  # no thread is to be had
             del self._bells[number]
             return bool(self._bells)
@@ -85,6 +84,15 @@ class Background:
             return True  # a thread had it after all
         self.skipped += 1
         return False
+
+    def _launch(self, number: int, bell: threading.Lock) -> None:
+        # One that threading knows: a line that a loader logs on any other leaves a dummy for good.
+        name = f"jmcache-background_{number}"
+        thread = threading.Thread(target=self._run, args=(number, bell), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # none is to be had, but for this one
+            self._run(number, bell)
 
     def _run(self, number: int, bell: threading.Lock) -> None:
         while True:
