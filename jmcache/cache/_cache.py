@@ -163,9 +163,10 @@ class Cache:
         return look
 
     def _find(self, key: str, validate: Validate | None, timeout: Timeout) -> Look:
-        near = self._find_near(key, validate, timeout)
-        if near is not None:
-            return near
+        if self._nearby.is_on:
+            near = self._find_near(key, validate, timeout)
+            if near is not None:
+                return near
         started = time.perf_counter()
         if (refused := self._refused(key, validate, timeout, started)) is not None:
             return refused

@@ -165,8 +165,9 @@ class RedisConnectionManager:
             lives_ms = [one if isinstance(one, int) else -1 for one in replies[len(wanted) :]]
         else:
             found = self._carry_out("get_many", wanted, deadline)
-        if count == 1 and not isinstance(found[0], RedisWrongTypeError):
-            _raise_first(found[:1])
+        only = found[0] if count == 1 else None
+        if isinstance(only, RedisError) and not isinstance(only, RedisWrongTypeError):
+            raise only
         return self._found(found, count, len(leases), lives_ms)
 
     def begin_reading(
