@@ -466,9 +466,7 @@ def test_a_batch_asks_for_tags_before_it_decodes_anything(redis_server, monkeypa
     for owner, name in ((cache._stops, "_learn_tags"), (cache._stops.nearby, "decode")):
         plain = getattr(owner, name)
         monkeypatch.setattr(
-            type(owner),
-            name,
-            lambda _, *args, plain=plain, name=name: (seen.append(name), plain(*args))[1],
+            owner, name, lambda *args, plain=plain, name=name: (seen.append(name), plain(*args))[1]
         )
     assert cache.get_many(["plain", "tagged", "other"]) == {"plain": 1, "tagged": 3, "other": 2}
     assert seen == ["_learn_tags", *["decode"] * 3]

@@ -233,10 +233,9 @@ class Cache:
             self._count_near(near, started)
             self.give_up("get_many", error, started, len(wanted))
             return {key: look.value for key, look in near.items()}
-        looks = {
-            key: self._stops.accepted(look, validate)
-            for key, look in zip(asked, judged, strict=True)
-        }
+        looks = dict(zip(asked, judged, strict=True))
+        if validate is not None or self._stops.validates:
+            looks = {key: self._stops.accepted(look, validate) for key, look in looks.items()}
         errors = {asked[key]: look for key, look in looks.items() if isinstance(look, RedisError)}
         self._stops.discard_corrupt(errors, deadline)
         endings = [(_HIT, NEAR)] * len(near)

@@ -33,7 +33,12 @@ class Reading(NamedTuple):
 
 
 class Nearby:
-    """The near cache of one cache, or the place where there is none. Thread-safe."""
+    """The near cache of one cache, or the place where there is none. Thread-safe.
+
+    Attributes:
+        decode: From a body to its value: read-only where there is a near cache, the first time
+            too. Else it would be a matter of luck whether a caller may change what he was handed.
+    """
 
     def __init__(
         self,
@@ -54,18 +59,11 @@ class Nearby:
         self._coherence = coherence
         self._near = near
         self._decode_plain = decode
+        self.decode = decode if near is None else lambda body: read_only(decode(body))
         self._now = now
         # Not guarded: two loops at the same moment decode a value more.
         self._spell_began = -math.inf
         self._left_at_once = 0
-
-    def decode(self, body: bytes) -> Any:
-        """Return the value of *body*: read-only where there is a near cache, the first time too.
-
-        Else it would be a matter of luck whether a caller may change what he was handed.
-        """
-        value = self._decode_plain(body)
-        return value if self._near is None else read_only(value)
 
     def own(self, value: Any) -> Any:
         """Return a value that was computed as it is handed out to whoever computed it."""

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, TypeVar
 
 from jmcache.cache._awaited import AwaitedLook
@@ -295,9 +296,10 @@ class Stops:
         # Before anything is decoded, which may use up the time of those with tags.
         self._learn_tags(entries, known, deadline)
         judged: list[Look | RedisError] = []
-        for number, (key, entry) in enumerate(zip(keys, entries, strict=True)):
+        homes = map(self._space_of, keys) if self.store.in_parts else repeat(self._space)
+        for number, (key, entry, home) in enumerate(zip(keys, entries, homes, strict=False)):
             try:
-                look = self.weigh(key, entry, self._space_of(key), known, deadline, decode)
+                look = self.weigh(key, entry, home, known, deadline, decode)
                 judged.append(look)
             except RedisError as error:
                 judged.append(error)
@@ -389,7 +391,8 @@ class Stops:
             return _INVALIDATED
         value = SEALED
         if decode:
-            check_time(deadline)  # decoding takes its time too
+            if deadline.expired:  # decoding takes its time too
+                raise _hurried()
             value = self.nearby.decode(entry.body)
         age_s = self._now() - entry.created_ms / 1000
         if age_s < 0.0:  # another machine's clock
@@ -815,7 +818,11 @@ def _stamp(counters: Iterable[bytes], known: Counters) -> int | RedisError:
 def check_time(deadline: Deadline) -> None:
     """Raise RedisHurriedError when *deadline* is over."""
     if deadline.expired:
-        raise RedisHurriedError("the deadline was over before the work on the value was done")
+        raise _hurried()
+
+
+def _hurried() -> RedisHurriedError:
+    return RedisHurriedError("the deadline was over before the work on the value was done")
 
 
 def _is_owed(error: RedisError) -> bool:
