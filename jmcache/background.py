@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from jmcache.fork import renew_in_child
+from jmcache.signals import refuse_signals, signals_as_before
 
 _log = logging.getLogger("jmcache.background")
 
@@ -91,10 +92,11 @@ class Background:
         thread = threading.Thread(target=self._run, args=(number, bell), name=name, daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # none is to be had, but for this one
+        except BaseException:  # noqa: BLE001 - none is to be had, but for this one
             self._run(number, bell)
 
     def _run(self, number: int, bell: threading.Lock) -> None:
+        refuse_signals()
         while True:
             try:
                 work = self._queue.popleft()
@@ -120,7 +122,8 @@ class Background:
 
     def _do(self, work: Work) -> None:
         try:
-            work()
+            with signals_as_before():
+                work()
         except BaseException as error:  # noqa: BLE001 - the thread would die, and nobody hears of it
             self.failed += 1
             if self.failed == 1:

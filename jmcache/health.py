@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from jmcache.errors import RedisCircuitBreakerOpenError, RedisError
 from jmcache.fork import renew_in_child
+from jmcache.signals import refuse_signals, signals_as_before
 
 _log = logging.getLogger("jmcache.health")
 
@@ -251,7 +252,8 @@ class HealthThread:
 
     def _ask(self) -> None:
         try:
-            self._probe()
+            with signals_as_before():
+                self._probe()
         except RedisError as error:
             self.failures += 1
             if not isinstance(error, RedisCircuitBreakerOpenError):  # not asked: no news
@@ -272,6 +274,7 @@ class HealthThread:
 def _run(
     weak_step: weakref.WeakMethod[Callable[..., float | None]], turn: int, bell: threading.Lock
 ) -> None:
+    refuse_signals()
     rung = False
     while True:
         step = weak_step()

@@ -53,12 +53,12 @@ def test_work_is_done_on_daemon_threads_that_come_with_it() -> None:
 def test_what_work_asks_of_its_thread_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loader that logs left a dummy in the list of all threads, for good, for each thread."""
     monkeypatch.setattr(background, "_REST_S", 0.01)
-    done_by: list[str] = []
+    done_by: list[threading.Thread] = []
     pool = Background(1, 8)
-    assert pool.submit(lambda: done_by.append(threading.current_thread().name)) is True
+    assert pool.submit(lambda: done_by.append(threading.current_thread())) is True
     wait_until(lambda: len(done_by) == 1)
-    assert done_by == ["jmcache-background_1"]
-    wait_until(lambda: done_by[0] not in [thread.name for thread in threading.enumerate()])
+    assert done_by[0].name == "jmcache-background_1"
+    wait_until(lambda: done_by[0] not in threading.enumerate())
 
 
 def test_no_more_threads_than_it_may_have() -> None:
@@ -154,13 +154,14 @@ def test_without_a_thread_to_be_had_it_is_skipped(monkeypatch: pytest.MonkeyPatc
     wait_until(lambda: work.done == 1)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
 def test_with_one_thread_left_in_the_system_work_is_done_on_that(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """It has been promised by then."""
 
     def no_thread(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
+        raise error
 
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     work = Work(waits=False)

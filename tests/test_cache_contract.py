@@ -337,6 +337,15 @@ def test_a_value_that_fails_its_validation_is_corrupt_and_removed(
     assert "points" not in caplog.text
 
 
+def test_the_validation_of_the_cache_itself_holds_for_several_keys_too() -> None:
+    """What one read refuses, another must not hand out."""
+    settings = CacheSettings.from_url("memory://")
+    with RedisCacheFactory.create_cache(settings, validate=lambda value: value > 0) as cache:
+        cache.set_many({"good": 1, "bad": -1})
+        assert cache.get_many(["good", "bad"]) == {"good": 1}
+        assert cache.stats().corrupt == 1
+
+
 def test_a_model_type_validates(cache: Cache) -> None:
     """Users hold their shapes in pydantic models and should not write them down twice."""
 

@@ -155,6 +155,14 @@ def test_without_a_near_cache_values_are_the_callers_own(make):
     assert type(cache.get_or_set("n", lambda: {"a": [1]})) is dict
 
 
+def test_a_closed_cache_hands_out_values_that_are_the_callers_own(make):
+    """Who computes them and who waits for that must not get values of different types."""
+    cache = make()
+    cache.close()
+    body = cache._stops.pack(MATCHES)
+    assert type(cache._stops.own(MATCHES)) is type(cache._stops.copy(body)) is dict
+
+
 def test_a_value_of_a_class_is_each_callers_own(make):
     """Nothing keeps its attributes from being set."""
 

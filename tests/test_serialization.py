@@ -277,6 +277,16 @@ def test_rows_of_every_kind_come_back_with_the_same_types_and_values(value):
     assert image(value) == before
 
 
+def test_rows_without_any_key_come_back_when_there_was_too_much_to_look_ahead_at():
+    """Written as columns, of which there are none, they could not be read."""
+    deep = [0] * 400 + [()]
+    for _ in range(4):
+        deep = [[], [], [], [], deep]
+    value = [deep, [{} for _ in range(5)]]
+    serializer = RedisSerializer(max_bytes=1000)
+    assert serializer.deserialize(serializer.serialize(value)) == value
+
+
 @pytest.mark.parametrize(
     "column",
     [

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from jmcache.errors import RedisError
 from jmcache.fork import renew_in_child
+from jmcache.signals import refuse_signals, signals_as_before
 
 _RENEWALS = 3  # in the time a lease lasts: one of them may be lost
 _REST_S = 10.0  # without a load the thread ends
@@ -77,6 +78,7 @@ class Keeper:
             self._looks_at = 0.0
 
     def _run(self) -> None:
+        refuse_signals()
         idle_since = time.monotonic()
         while True:
             self._looks_at = math.inf  # who comes from here on rings
@@ -97,7 +99,8 @@ class Keeper:
 
     def _renew_one(self, hold: Hold) -> None:
         try:
-            self._renew(hold)
+            with signals_as_before():
+                self._renew(hold)
         except RedisError:
             pass  # there are further ones before it ends
 

@@ -165,6 +165,7 @@ class Nearby:
     def close(self) -> None:
         """Let go of it: nobody listens for a cache that was closed."""
         self._near = None
+        self.decode = self._decode_plain
 
 
 def read_only(value: Any) -> Any:

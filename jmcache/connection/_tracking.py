@@ -28,6 +28,7 @@ from jmcache.errors import (
     RedisRejectedError,
 )
 from jmcache.fork import renew_in_child
+from jmcache.signals import refuse_signals, signals_as_before
 
 _log = logging.getLogger("jmcache.near")
 
@@ -161,6 +162,7 @@ class Tracking:
     # The thread ---------------------------------------------------------------------------------
 
     def _run(self, turn: int) -> None:
+        refuse_signals()
         pair = self._new_bell(turn)
         if pair is None:
             return
@@ -214,7 +216,8 @@ class Tracking:
     def _listen_until_lost(self, turn: int, bell: socket.socket) -> float | None:
         """Return seconds to rest; None for as long as usual after a failure."""
         try:
-            connection = self._connect()
+            with signals_as_before():
+                connection = self._connect()
             self._connections.add(connection)
             try:
                 self._listen(turn, connection, bell)
@@ -236,8 +239,10 @@ class Tracking:
 
     def _listen(self, turn: int, connection: Any, bell: socket.socket) -> None:
         deadline = Deadline(self._connect_s)
+        with signals_as_before():  # it may ask the application for a password
+            stream = connection.open_stream(deadline)
         listening = Listening(
-            connection.open_stream(deadline),
+            stream,
             self._hears,
             self._touch,
             lag_s=self._lag_s,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from jmcache.fork import renew_in_child
 from jmcache.monitoring._metrics import Metrics
+from jmcache.signals import refuse_signals, signals_as_before
 
 _log = logging.getLogger("jmcache.monitoring")
 
@@ -152,6 +153,7 @@ class Delivery:
             pass  # as in _start
 
     def _run(self, turn: int) -> None:
+        refuse_signals()
         bell = self._bell
         try:
             while True:
@@ -181,7 +183,8 @@ class Delivery:
     def _deliver(self, report: Report) -> None:
         for place, sink in enumerate(self._sinks):
             try:
-                report(sink)
+                with signals_as_before():
+                    report(sink)
             except Exception as error:  # noqa: BLE001
                 # This thread would die, and with it the measurements for every other sink. Nobody's
                 # time limit lands here: signal handlers run on the main thread.

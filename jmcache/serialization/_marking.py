@@ -187,7 +187,7 @@ class Marker:
         keys = list(rows[0])
         width = len(keys)
         size = width * len(rows)
-        if size > self._room or depth > self._max_depth:
+        if not size or size > self._room or depth > self._max_depth:
             return None
         names = list(chain.from_iterable(rows))
         if names != keys * len(rows) or len(_inside(rows)) != size:
