@@ -7,6 +7,7 @@ import errno
 import gc
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -368,6 +369,15 @@ def test_nothing_starts_before_it_is_wanted(settings, redis_server):
         assert not near.tracking.running
         assert near.touches == []
     assert before == redis_server.command("INFO", "clients")
+
+
+def test_what_it_asks_of_the_application_runs_with_the_signals_as_they_were(settings):
+    """A password comes from a program, which would never hear of Ctrl-C."""
+    here = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with nearby(settings()) as near:
+        near.turn_on()
+        assert near.use_until(lambda: near.touches)
+        assert near.blocked == here
 
 
 def test_it_rests_while_nobody_reads(proxied):

@@ -244,7 +244,7 @@ class Tracking:
         listening = Listening(
             stream,
             self._hears,
-            self._touch,
+            self._touch_as_before,
             lag_s=self._lag_s,
             clock=self._clock,
         )
@@ -259,6 +259,10 @@ class Tracking:
         finally:
             listening.end()
             self.missed += listening.missed
+
+    def _touch_as_before(self, *args: Any) -> None:
+        with signals_as_before():  # as above, if that takes a new connection
+            self._touch(*args)
 
     def _tell(self, error: RedisError) -> None:
         if not self._said_refused:
