@@ -55,6 +55,8 @@ class Adapting:
             at_once: Not one that would keep an event loop from its work, as a lot to decode does,
                 and code of the application's.
         """
+        if not self._stops.nearby.is_on:
+            return None
         return self._cache._find_near(key, validate, timeout, at_once=at_once)  # noqa: SLF001
 
     def holds_near(self, key: str) -> bool:

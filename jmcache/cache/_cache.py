@@ -150,8 +150,6 @@ class Cache:
         *,
         at_once: bool = False,
     ) -> Look | None:
-        if not self._nearby.is_on:
-            return None
         started = time.perf_counter()
         if timeout is not None:
             self._deadline(timeout)  # a wrong one is not to depend on what is kept
