@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jmcache import AsyncRedisCache, Cache
+from jmcache.background import Background
 
 SOON_S = 10.0  # for what takes milliseconds, on a machine that is busy
 
@@ -73,6 +74,21 @@ class Loader:
         if isinstance(self.result, BaseException):
             raise self.result
         return self.result
+
+
+def occupy(pool: Background, over: threading.Event) -> None:
+    """Give each of its threads work until *over*, and fill its queue.
+
+    Threads take pieces from the queue as they come: it is not full before all of them have.
+    """
+    at_work: list[threading.Thread] = []
+
+    def work() -> None:
+        at_work.append(threading.current_thread())
+        over.wait(SOON_S)
+
+    while pool.submit(work) or len(at_work) < pool._threads:
+        pass
 
 
 def wait_until(holds: Callable[[], object]) -> None:

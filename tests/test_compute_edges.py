@@ -10,7 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from computing_kit import SOON_S, Door, Loader, events, open_door, wait_until  # noqa: F401
+from computing_kit import (
+    SOON_S,
+    Door,
+    Loader,
+    events,
+    occupy,
+    open_door,  # noqa: F401
+    wait_until,
+)
 
 from jmcache import (
     AsyncRedisCache,
@@ -182,9 +190,8 @@ def test_a_limit_holds_though_no_thread_is_left_to_load_on() -> None:
     """A database that hangs takes all threads: the caller's own would be next."""
     cache = LocalCache()
     over = threading.Event()
-    while cache._loads.submit(lambda: over.wait(SOON_S)):
-        pass
     try:
+        occupy(cache._loads, over)
         with pytest.raises(LoaderTimeoutError):
             cache.get_or_set("k", pytest.fail, loader_timeout=0.05)
         assert len(cache._shop.flights) == 0

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
-from computing_kit import SOON_S, Loader, events, wait_until
+from computing_kit import SOON_S, Loader, events, occupy, wait_until
 from stopwatch import Stopwatch
 
 from jmcache import Cache, CacheSettings, Outcome, RedisCacheFactory
@@ -507,9 +507,8 @@ def test_a_lease_is_given_back_however_long_refreshes_take(stage: Stage) -> None
     """In one queue with them, or left out of it, it would be waited for until it ends."""
     here, there = stage.caches()
     over = threading.Event()
-    while here._shop.background.submit(lambda: over.wait(SOON_S)):
-        pass
     try:
+        occupy(here._shop.background, over)
         with pytest.raises(ZeroDivisionError):
             stage.begin(here, Loader(ZeroDivisionError())).result(SOON_S)
         wait_until(lambda: not stage.leases())
