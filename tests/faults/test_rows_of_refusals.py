@@ -188,7 +188,7 @@ def test_a_redis_that_loads_its_data_is_used_when_it_is_done(
         cache = observe.cache(CacheSettings(unix_socket_path=address))
         with observe.fault():
             observe.nothing(cache, "loading", "timeout")  # a busy machine is slow to answer
-            assert cache.stats().operations["get", "unavailable", "loading"] >= 1
+            assert "loading" in {reason for (*_, reason) in cache.stats().operations}
             assert _says(address, "LOADING"), "it was loading all the time"
             starting.join(timeout=10)
         observe.back(cache)

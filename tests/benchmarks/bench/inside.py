@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import ujson
 from benchmarks.bench.calls import alone, at_once, gathered
@@ -27,6 +28,7 @@ _IMPORTS = {
 }
 _IMPORT_S, _LOOP_S, _MEMORY_S = 0.15, 0.4, 15.0  # about, of one step
 _TICK_S = 0.001
+_SCHEDULER = Path("/proc/thread-self/schedstat")
 _NEAR_KEYS = 1_000
 _CALLERS = 256
 _GETS = 2  # of each of them
@@ -129,30 +131,46 @@ def loop_s(plan: Plan) -> float:
 def run_loop(session: Session) -> None:
     """See how late a task that ticks every millisecond is while many read 50 KB each."""
     names = {name: contender.get for name, contender in session.awaited.items()}
-    late: dict[str, list[float]] = {"idle": []} | {name: [] for name in names}
+    late: dict[str, list[_Lateness]] = {"idle": []} | {name: [] for name in names}
     for contender in session.awaited.values():
         session.loop.run_until_complete(contender.set("loop", result(50)))
     for number in range(-1, session.plan.rounds):
         for name in late:
-            longest_ms = session.loop.run_until_complete(_longest_gap_ms(names.get(name)))
+            longest = session.loop.run_until_complete(_longest_lateness(names.get(name)))
             if number >= 0:
-                late[name].append(longest_ms)
+                late[name].append(longest)
         session.progress.show("loop", loop_s(session.plan), (number + 1) / session.plan.rounds)
     session.progress.add("loop", loop_s(session.plan))
     for name, found in late.items():
-        _note(session, f"loop blocked, {name}", "ms", found)
+        _note(session, f"loop blocked, {name}", "ms", [one.blocked_s * 1e3 for one in found])
+        _note(session, f"and kept from a core, {name}", "ms", [one.late_s * 1e3 for one in found])
 
 
-async def _longest_gap_ms(get: Callable[[str], Awaitable[Any]] | None) -> float:
-    longest_s = 0.0
+class _Lateness(NamedTuple):
+    """How late a task was at most, in seconds.
+
+    Attributes:
+        blocked_s: Less what its thread could have run, and the system had no core for it.
+        late_s: With that.
+    """
+
+    blocked_s: float
+    late_s: float
+
+
+async def _longest_lateness(get: Callable[[str], Awaitable[Any]] | None) -> _Lateness:
+    blocked_s = late_s = 0.0
     done = asyncio.Event()
 
     async def tick() -> None:
-        nonlocal longest_s
-        while not done.is_set():
-            began = time.perf_counter()
-            await asyncio.sleep(_TICK_S)
-            longest_s = max(longest_s, time.perf_counter() - began - _TICK_S)
+        nonlocal blocked_s, late_s
+        with _Queue() as queue:
+            while not done.is_set():
+                queued_s, began = queue.waited_s(), time.perf_counter()
+                await asyncio.sleep(_TICK_S)
+                took_s = time.perf_counter() - began - _TICK_S
+                late_s = max(late_s, took_s)
+                blocked_s = max(blocked_s, took_s - (queue.waited_s() - queued_s))
 
     async def read() -> None:
         for _ in range(_GETS):
@@ -165,7 +183,29 @@ async def _longest_gap_ms(get: Callable[[str], Awaitable[Any]] | None) -> float:
     await asyncio.gather(*[read() for _ in range(_CALLERS)])
     done.set()
     await ticking
-    return longest_s * 1e3
+    return _Lateness(blocked_s, late_s)
+
+
+class _Queue:
+    """What the system says of the calling thread's waits for a core; 0 where it says nothing."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._file: BinaryIO | None = _SCHEDULER.open("rb", buffering=0)
+        except FileNotFoundError:
+            self._file = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def waited_s(self) -> float:
+        """Return the seconds it was ready to run and did not, since it began."""
+        if self._file is None:
+            return 0.0
+        self._file.seek(0)
+        return int(self._file.read().split()[1]) / 1e9
 
 
 def memory_s(plan: Plan) -> float:
