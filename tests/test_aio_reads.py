@@ -374,6 +374,22 @@ def test_a_validation_runs_on_a_thread(known: bool, settings: MakeSettings) -> N
     assert ended(cache, "get") == {("hit", ""): 1, ("corrupt", "invalid"): 1}
 
 
+def test_a_validation_that_is_falsy_is_asked_like_any_other(settings: MakeSettings) -> None:
+    """A registry of rules that is still empty, has a length of 0, and lets nothing through."""
+
+    class Rules(list[Callable[[object], bool]]):
+        def __call__(self, value: object) -> bool:
+            return bool(self)
+
+    async def use() -> None:
+        async with RedisCacheFactory.create_async_cache(settings(operation_timeout=5.0)) as cache:
+            await cache.set("k", 1)
+            found = await cache.lookup("k", validate=Rules())
+            assert (found.outcome, found.reason) == (Outcome.CORRUPT, "invalid")
+
+    asyncio.run(use())
+
+
 @pytest.mark.parametrize("kind", ["cluster", "fake"])
 def test_it_works_where_there_is_no_one_socket_to_wait_for(
     kind: str, redis_cluster: PrivateCluster

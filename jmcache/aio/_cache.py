@@ -344,7 +344,7 @@ class AsyncRedisCache:
         deadline = Deadline.of_call(timeout, self.settings.operation_timeout)
         # What the application has to say of a value takes its time, and has no place on the loop.
         # Nor has what is in this process, but takes long.
-        validates = validate or self._validates
+        validates = validate is not None or self._validates
         held = adapting.holds_near(key)
         if not (validates or held) and (self._far or not self._cache.answers_at_once):
             found = await self._gathered().reads.look(self._adapting.key(key), deadline)
