@@ -15,6 +15,7 @@ import contextlib
 import threading
 import time
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ _BATCH = 500  # names told to Redis at a time
 _WAIT_SHARE = 0.5  # of a write's deadline may go into waiting until Redis was told
 _LOOK_AGAIN_S = 0.002  # whose turn it is; seconds after an outage, not in each call
 _TELL_WITHIN_S = 1.0  # a write ends sooner; whoever holds it longer was torn away
+# Names share so many numbers. What is settled takes with it, of what is being read at that moment,
+# what has its number: a miss in place of a hit, for one read in 4,096.
+_SLOTS = 4096
 COUNTER_ROOM = 2**64  # a sum of counters is kept modulo that
 _DIGITS = 20  # of the largest counter
 
@@ -71,8 +75,15 @@ class Journal:
     for all of them. That invalidates more than was asked for, never less. Kept in memory: what a
     process owed when it ended is bounded by the entries' TTL.
 
+    Who reads from Redis may have asked before it was told, and be answered after that: what he was
+    told then is as old as what is owed. So each settlement has a number, and he remembers the one
+    from before he asked.
+
     Thread-safe. Nobody waits while Redis is told, but for a write of what is owed. A forked child
     owes nothing: its parent does.
+
+    Attributes:
+        settled: The number of the latest settlement.
     """
 
     def __init__(self, limit: int = JOURNAL) -> None:
@@ -86,6 +97,8 @@ class Journal:
         self._lock = threading.Lock()
         self._turn: weakref.ref[_Turn] | None = None  # whose it is; written under _lock
         self._debts: dict[bytes, _Debt] = {}  # written under _lock; in the order they were made
+        self.settled = 0  # written under _lock, as is the next
+        self._last = array("Q")  # of the latest settlement, by slot; empty before the first
 
     def __len__(self) -> int:
         return len(self._debts)
@@ -93,6 +106,20 @@ class Journal:
     def owes(self, name: bytes) -> bool:
         """Is *name*, an entry's or a counter's, still to be told of?"""
         return name in self._debts
+
+    def voids(self, names: Iterable[bytes], since: int) -> bool:
+        """Is what depends on one of *names* invalid, as Redis has it or had it a moment ago?
+
+        Args:
+            since: What `settled` was before Redis was asked.
+        """
+        if not self._debts and self.settled == since:
+            return False
+        for name in names:
+            # In this order: a debt is settled before it is taken off.
+            if name in self._debts or (self._last and self._last[hash(name) % _SLOTS] > since):
+                return True
+        return False
 
     def owe_deletes(
         self, spaces: tuple[bytes, ...], names: Sequence[bytes], leases: Sequence[bytes]
@@ -212,6 +239,11 @@ class Journal:
         return batch
 
     def _remove(self, batch: dict[bytes, _Debt]) -> None:
+        number = self.settled + 1
+        last = self._last or array("Q", bytes(8 * _SLOTS))
+        for name in batch:
+            last[hash(name) % _SLOTS] = number
+        self._last, self.settled = last, number
         for name, debt in batch.items():
             if self._debts.get(name) is debt:  # not owed anew meanwhile
                 del self._debts[name]

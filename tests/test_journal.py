@@ -196,6 +196,22 @@ def test_while_something_owed_is_written_anew_redis_is_told_nothing(told: Told) 
     assert told.calls == [("delete", (b"b",))]
 
 
+def test_what_is_settled_voids_what_was_read_before_that(told: Told) -> None:
+    """Who asked before Redis was told may be answered after that, with what was deleted."""
+    journal = Journal()
+    owe_deletes(journal, b"a")
+    before = journal.settled
+    assert (journal.voids([b"a"], before), journal.voids([b"b"], before)) == (True, False)
+    journal.settle(told.delete, told.move)
+    assert (journal.voids([b"b", b"a"], before), journal.voids([b"b"], before)) == (True, False)
+    assert not journal.voids([b"a"], journal.settled)
+    owe_deletes(journal, b"b")
+    before = journal.settled
+    journal.forgive(journal.owed_for([b"b"]))
+    assert journal.voids([b"b"], before)
+    assert not journal.voids([b"a", b"b"], journal.settled)
+
+
 def test_a_turn_that_was_lost_holds_up_nobody(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal handler's exception tore its owner away: a lock would be held for good."""
     monkeypatch.setattr(invalidation, "_TELL_WITHIN_S", SOON_S)
@@ -360,6 +376,48 @@ def test_what_is_owed_is_handed_to_nobody_here(
     held.set()
     wait_until(lambda: not len(cache._stops.journal))
     assert cache.get("k", timeout=SOON_S) != "withdrawn"
+
+
+READS: dict[str, Callable[[Cache], object]] = {
+    "get": lambda cache: cache.get("k", timeout=SOON_S),
+    "get_many": lambda cache: cache.get_many(["k", "l"], timeout=SOON_S).get("k"),
+    "get_or_set": lambda cache: cache.get_or_set("k", lambda: "new", timeout=SOON_S),
+    "await get": lambda cache: asyncio.run(AsyncRedisCache(cache).get("k", timeout=SOON_S)),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=list(READS))
+@pytest.mark.parametrize("owed", ["delete", "tag", "clear", "delete, and written anew"])
+def test_what_was_on_its_way_while_redis_was_told_is_handed_to_nobody(
+    cache: Cache,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[Cache], object],
+    owed: str,
+) -> None:
+    """Redis answered with the old value, and was told before anybody looked at the answer."""
+    assert cache.set_many({"k": "withdrawn", "l": 1}, tags=("job:42",), timeout=SOON_S)
+    stops, slot = cache._stops, cache._key("k")
+    held = _hold_settling(cache)
+    if "delete" in owed:
+        stops.journal.owe_deletes(stops.spaces, [slot.name], [slot.lease])
+    else:
+        counters = {"tag": stops.keys.tag_counter("job:42"), "clear": stops.keys.space_counter}
+        stops.journal.owe_moves(stops.spaces, [counters[owed]])
+    unseal = stops.unseal
+
+    def tell_meanwhile(*args: object) -> object:
+        monkeypatch.setattr(stops, "unseal", unseal)
+        if "anew" in owed:
+            assert cache.set("k", "new", timeout=SOON_S)
+        else:
+            held.set()
+            cache._health.ring()
+            wait_until(lambda: not len(stops.journal))
+        return unseal(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stops, "unseal", tell_meanwhile)
+    assert read(cache) in (None, "new")
+    assert not len(stops.journal)
 
 
 def test_a_delete_that_is_owed_since_a_set_began_is_not_forgiven_by_it(

@@ -61,6 +61,7 @@ class AwaitedLook:
         self._opened: dict[Key, Entry | RedisError | None] = {}
         self._tags: set[str] = set()
         self._error: RedisError | None = None
+        self._since = stops.journal.settled
         self._kept_from = stops.nearby.begin()
         self._lives_ms: dict[Key, int] = {}  # of those that may be kept, and were not yet
 
@@ -129,7 +130,13 @@ class AwaitedLook:
             return None
         try:
             look = self._stops.weigh(
-                key, self._entries[key], self._space, self._known, self._deadline, decode=False
+                key,
+                self._entries[key],
+                self._space,
+                self._known,
+                self._since,
+                self._deadline,
+                decode=False,
             )
         except RedisError as error:
             return _for_one(error)

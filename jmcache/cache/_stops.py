@@ -153,11 +153,12 @@ class Stops:
         """
         if at_once and (validate is not None or self._validate is not None):
             return None
+        since = self.journal.settled
         found = self.nearby.find(name, at_once=at_once)
         if found is None or self.closed:
             return None
         entry, look = found
-        if self.journal and any(map(self.journal.owes, (name, self._space, *entry.counters))):
+        if self.journal.voids((name, self._space, *entry.counters), since):
             return None
         if validate is not None or self._validate is not None:
             answer = self.accepted(look, validate)
@@ -173,6 +174,7 @@ class Stops:
     def look_alone(self, key: Key, deadline: Deadline, *, decode: bool = True) -> Look:
         """Look at one *key*, in a round trip of its own. Raises what ends it."""
         space = self._space_of(key)
+        since = self.journal.settled
         reading = self.nearby.begin()
         found = self._read((key.name,), (space,), (), deadline, reading)
         stored = found.counters[0]
@@ -182,7 +184,7 @@ class Stops:
         entry = self.unseal(key, found.blobs[0])
         if isinstance(entry, Entry) and entry.tags:
             self._learn_tags((entry,), known, deadline)
-        look = self.weigh(key, entry, space, known, deadline, decode)
+        look = self.weigh(key, entry, space, known, since, deadline, decode)
         if reading is not None:
             self.keep(reading, key, entry, look, found.lives_ms[0])
         return look
@@ -199,10 +201,11 @@ class Stops:
         Returns an error for each that ended in one; raises what ends all.
         """
         spaces = self._spaces_of(keys)
+        since = self.journal.settled
         reading = self.nearby.begin()
         found = self._read([key.name for key in keys], spaces, (), deadline, reading)
         known = _known(spaces, found.counters)
-        return self._judge(keys, found, known, spaces, deadline, decode, reading)
+        return self._judge(keys, found, known, spaces, since, deadline, decode, reading)
 
     def _read(
         self,
@@ -247,16 +250,19 @@ class Stops:
         names = [key.name for key in keys]
         spaces, labels = self._spaces_of(keys), tuple(map(self.keys.tag_counter, tags))
         leases = [key.lease for key in keys] if holders else ()
-        asked_at = time.monotonic()
+        asked_at, since = time.monotonic(), self.journal.settled
         reading = self.nearby.begin()
         found = self._read(names, spaces + labels, leases, deadline, reading)
-        return self._look_into(keys, found, asked_at, spaces, labels, deadline, validate, reading)
+        return self._look_into(
+            keys, found, asked_at, since, spaces, labels, deadline, validate, reading
+        )
 
     def _look_into(
         self,
         keys: Sequence[Key],
         found: Found,
         asked_at: float,
+        since: int,
         spaces: tuple[bytes, ...],
         labels: tuple[bytes, ...],
         deadline: Deadline,
@@ -265,7 +271,7 @@ class Stops:
     ) -> list[Look]:
         """Say what *found* means for each of *keys*; it has *spaces*, then *labels*."""
         known = _known(spaces + labels, found.counters)
-        judged = self._judge(keys, found, known, spaces, deadline, reading=reading)
+        judged = self._judge(keys, found, known, spaces, since, deadline, reading=reading)
         away = {id(error) for error in (*found.blobs, *known.values()) if _is_away(error)}
         holders = found.holders or (None,) * len(keys)
         looks = []
@@ -286,6 +292,7 @@ class Stops:
         found: Found,
         known: Counters,
         spaces: Iterable[bytes],
+        since: int,
         deadline: Deadline,
         decode: bool = True,
         reading: Reading | None = None,
@@ -299,7 +306,7 @@ class Stops:
         homes = map(self._space_of, keys) if self.store.in_parts else repeat(self._space)
         for number, (key, entry, home) in enumerate(zip(keys, entries, homes, strict=False)):
             try:
-                look = self.weigh(key, entry, home, known, deadline, decode)
+                look = self.weigh(key, entry, home, known, since, deadline, decode)
                 judged.append(look)
             except RedisError as error:
                 judged.append(error)
@@ -376,18 +383,22 @@ class Stops:
         entry: Entry | RedisError | None,
         space: bytes,
         known: Counters,
+        since: int,
         deadline: Deadline,
         decode: bool = True,
     ) -> Look:
         """Say what *entry* is worth now that the counters it depends on are *known*.
 
         Raises RedisError when it is worth nothing for a reason other than an invalidation.
+
+        Args:
+            since: The journal's latest settlement before Redis was asked for any of it.
         """
         if entry is None:
             return _ABSENT
         if isinstance(entry, RedisError):
             raise entry
-        if not self._holds(key, entry, space, known):
+        if not self._holds(key, entry, space, known, since):
             return _INVALIDATED
         value = SEALED
         if decode:
@@ -409,10 +420,10 @@ class Stops:
             entry.load_cost_ms / 1000,
         )
 
-    def _holds(self, key: Key, entry: Entry, space: bytes, known: Counters) -> bool:
+    def _holds(self, key: Key, entry: Entry, space: bytes, known: Counters, since: int) -> bool:
         counters = (space, *map(self.keys.tag_counter, entry.tags)) if entry.tags else (space,)
-        if self.journal and any(map(self.journal.owes, (key.name, *counters))):
-            return False  # invalid, though Redis does not know it yet
+        if self.journal.voids((key.name, *counters), since):
+            return False  # invalid, though Redis did not know it yet
         total = 0
         for counter in counters:
             value = known.get(counter)
@@ -579,7 +590,7 @@ class Stops:
     ) -> list[tuple[bool, Look]]:
         """Try to become the holder of each lease, then look, in this order."""
         spaces, labels = self._spaces_of(keys), tuple(map(self.keys.tag_counter, tags))
-        asked_at = time.monotonic()
+        asked_at, since = time.monotonic(), self.journal.settled
         taken, found = self.ask_to_write(
             self.store.take,
             [key.name for key in keys],
@@ -590,7 +601,7 @@ class Stops:
             deadline,
             steal=steal,
         )
-        looks = self._look_into(keys, found, asked_at, spaces, labels, deadline, validate)
+        looks = self._look_into(keys, found, asked_at, since, spaces, labels, deadline, validate)
         if any([look.generation is None for look in looks]):
             known = self._look_up(spaces + labels, deadline)
             looks = [
