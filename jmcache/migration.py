@@ -325,7 +325,8 @@ class SideBySide(_Switch):
             result = self._old.set(key, value, *args, **kwargs)
             if enabled:
                 self._ledger.note_written(key, value)
-                self._new.set(key, value)
+                if not self._new.set(key, value):
+                    self._new.delete(key)  # what it has is older
         return result
 
 
@@ -379,7 +380,8 @@ class AsyncSideBySide(_Switch):
             result = await _result(self._old.set(key, value, *args, **kwargs))
             if enabled:
                 self._ledger.note_written(key, value)
-                await self._new.set(key, value)
+                if not await self._new.set(key, value):
+                    await self._new.delete(key)  # what it has is older
         return result
 
 

@@ -128,6 +128,22 @@ def test_what_is_past_its_ttl_in_the_new_one_is_no_answer(old, clock):
     assert asyncio.run(use()) is None
 
 
+@pytest.mark.parametrize("awaited", [False, True])
+def test_what_the_new_one_cannot_keep_leaves_nothing_older_there(old, new, awaited):
+    """The old cache has the new value, and a key in the share would go on with the one before."""
+
+    async def set_awaited(value):
+        await AsyncSideBySide(old, AsyncRedisCache(new), share=1.0).set("k", value)
+
+    cache = SideBySide(old, new, share=1.0)
+    cache.set("k", "v1")
+    if awaited:
+        asyncio.run(set_awaited(object()))
+    else:
+        cache.set("k", object())
+    assert cache.get("k") is None
+
+
 def test_after_the_kill_switch_nothing_older_comes_back(old, new):
     """What was written meanwhile is in the old cache alone; the new one had the value before it."""
     cache = SideBySide(old, new, share=1.0)
