@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -50,6 +52,45 @@ def test_a_call_is_computed_once_however_it_is_written(cache: Cache) -> None:
     assert applicants("p1", 11) == ["p1"] * 11
     assert applicants("p1", city="Berlin") == first
     assert RUNS == ["p1"] * 3
+
+
+def test_an_object_that_is_called_keeps_its_attributes_to_itself(cache: Cache) -> None:
+    """A decorator of a class has names of its own, and some of them are ours."""
+
+    class Doubled:
+        def __init__(self, func: Any) -> None:
+            functools.update_wrapper(self, func)
+            self._func = func
+            self._keys = self._compute = None
+
+        def __call__(self, number: int) -> int:
+            return 2 * int(self._func(number))
+
+    @cache.cached()
+    @Doubled
+    def count(number: int) -> int:
+        RUNS.append(number)
+        return number
+
+    assert (count(2), count(2), RUNS) == (4, 4, [2])
+
+
+def test_one_cached_function_above_another_has_a_cache_and_a_key_of_its_own(cache: Cache) -> None:
+    """In this process for a second, in Redis for an hour."""
+    near, far = LocalCache(), cache
+
+    @near.cached(ttl=1, key="near:{number}")
+    @far.cached(ttl=3600)
+    def count(number: int) -> int:
+        RUNS.append(number)
+        return number
+
+    assert (count(2), count(2), RUNS) == (2, 2, [2])
+    assert near.get(count.key(2)) == 2
+    assert count.key(2) != count.__wrapped__.key(2)
+    assert far.get(count.__wrapped__.key(2)) == 2
+    count.invalidate(2)
+    assert (near.get(count.key(2)), count(2), RUNS) == (None, 2, [2])
 
 
 def test_different_arguments_never_share_a_result(cache: Cache) -> None:
@@ -713,3 +754,25 @@ def test_a_type_checker_sees_the_functions_arguments_and_result(tmp_path: Path) 
     lines = {int(line.split(":")[1]) for line in checked.stdout.splitlines() if "typed.py:" in line}
     wanted = {number for number, line in enumerate(TYPED.splitlines(), 1) if "# E" in line}
     assert lines == wanted, checked.stdout + checked.stderr
+
+
+IN_MEMORY = LocalCache()
+
+
+@IN_MEMORY.cached()
+def squared(number: int) -> int:
+    """For other processes, which find it by its name."""
+    return number * number
+
+
+class Board:
+    @IN_MEMORY.cached(key="{number}")
+    def cubed(self, number: int) -> int:
+        return number**3
+
+
+def test_it_is_pickled_by_its_name() -> None:
+    """Pools of processes, and task queues, send functions so."""
+    assert pickle.loads(pickle.dumps(squared)) is squared
+    assert pickle.loads(pickle.dumps(Board().cubed))(2) == 8
+    assert copy.deepcopy(squared) is squared

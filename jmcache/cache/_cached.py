@@ -148,6 +148,9 @@ class CallKeys:
 class _Function(Generic[P, T]):
     """What the cached functions of both kinds of caches have in common."""
 
+    __name__: str  # of what it wraps
+    __qualname__: str
+
     def __init__(
         self,
         func: Callable[P, Any],
@@ -163,13 +166,13 @@ class _Function(Generic[P, T]):
             delete: Its delete.
             refresher: Called as the function, to have a stale result refreshed elsewhere.
         """
+        functools.update_wrapper(self, func)  # first: it brings the attributes of an object
         self._func = func
         self._keys = keys
         self._compute = compute
         self._delete = delete
         self._refresher = refresher
         self._bound: tuple[object, ...] = ()  # the object of which it is a method
-        functools.update_wrapper(self, func)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the cached result of this call, or compute it once and keep it."""
@@ -184,6 +187,10 @@ class _Function(Generic[P, T]):
     def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key under which this call's result is kept."""
         return self._keys.key((*self._bound, *args), kwargs)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle it as any function: by its name; a method, with its object."""
+        return (getattr, (*self._bound, self.__name__)) if self._bound else self.__qualname__
 
     def _call(self, given: tuple[Any, ...], kwargs: dict[str, Any], **options: Any) -> Any:
         args = (*self._bound, *given)
