@@ -315,7 +315,16 @@ def test_a_url_or_environment_that_is_refused_is_in_none_of_our_frames() -> None
         lambda: RedisCacheFactory.create_cache(f"{url}#"),
         lambda: RedisCacheFactory.create_async_cache(url, ttl=-1),
         lambda: RedisCacheFactory.initialize(f"{url}#"),
+        lambda: CacheSettings(password=PASSWORD, entry_secrets=(SIGNING,), port=0),
+        lambda: CacheSettings(password=PASSWORD, entry_secrets=(SIGNING, "short")),
+        # What Python itself refuses.
+        lambda: CacheSettings.from_url(url, prot=1),
+        lambda: CacheSettings.from_env({"REDIS_PASSWORD": PASSWORD}, prot=1),
+        lambda: CacheSettings.from_env({"REDIS_PASSWORD": PASSWORD, 7: "x"}),
+        lambda: CacheSettings.from_object(SimpleNamespace(redis_url=url), prot=1),
+        lambda: RedisCacheFactory.create_cache(url, tlt=1),
+        lambda: RedisCacheFactory.create_async_cache(url, tlt=1),
     ):
-        with pytest.raises(RedisError) as caught:
+        with pytest.raises((RedisError, TypeError)) as caught:
             build()
         assert_keeps_no_secret(caught.value)

@@ -421,6 +421,8 @@ class CacheSettings:
         return replace(self, **{name: _DEFAULTS[name] for name in _PER_CACHE})
 
 
+# The one that dataclass wrote has the password among its variables.
+CacheSettings.__init__ = without_frames(CacheSettings.__init__)  # type: ignore[method-assign]
 _DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(CacheSettings)}
 
 
