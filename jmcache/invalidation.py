@@ -123,17 +123,20 @@ class Journal:
 
     def owe_deletes(
         self, spaces: tuple[bytes, ...], names: Sequence[bytes], leases: Sequence[bytes]
-    ) -> None:
-        """Keep that the entries *names* are to be deleted; *spaces*: their namespace's counters."""
+    ) -> bool:
+        """Keep that the entries *names* are to be deleted; *spaces*: their namespace's counters.
+
+        False: that was too much, and everything in the namespace is invalid from now on.
+        """
         debts = {name: _Debt(spaces, lease) for name, lease in zip(names, leases, strict=True)}
         with self._lock:
-            self._add(debts)
+            return self._add(debts)
 
-    def owe_moves(self, spaces: tuple[bytes, ...], counters: Sequence[bytes]) -> None:
-        """Keep that *counters* are to be moved on; they may be *spaces* themselves."""
+    def owe_moves(self, spaces: tuple[bytes, ...], counters: Sequence[bytes]) -> bool:
+        """Keep that *counters* are to be moved on; as `owe_deletes`. They may be *spaces*."""
         debts = {name: _Debt(spaces, None) for name in counters}
         with self._lock:
-            self._add(debts)
+            return self._add(debts)
 
     def owed_for(self, names: Iterable[bytes]) -> dict[bytes, _Debt]:
         """Return what is owed for *names* now, to be forgiven later."""
@@ -220,12 +223,14 @@ class Journal:
         with self._lock:
             self._remove(batch)
 
-    def _add(self, debts: dict[bytes, _Debt]) -> None:
+    def _add(self, debts: dict[bytes, _Debt]) -> bool:
         self._debts.update(debts)  # one step: nothing that was owed is ever missing
-        if len(self._debts) > self._limit:
-            owners = dict.fromkeys(debt.spaces for debt in self._debts.values())
-            self._debts = {space: _Debt(spaces, None) for spaces in owners for space in spaces}
-            self.overflows += 1
+        if len(self._debts) <= self._limit:
+            return True
+        owners = dict.fromkeys(debt.spaces for debt in self._debts.values())
+        self._debts = {space: _Debt(spaces, None) for spaces in owners for space in spaces}
+        self.overflows += 1
+        return False
 
     def _first(self) -> dict[bytes, _Debt]:
         batch: dict[bytes, _Debt] = {}

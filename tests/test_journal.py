@@ -12,6 +12,7 @@ import pytest
 from computing_kit import SOON_S, wait_until
 
 from jmcache import AsyncRedisCache, Cache, CacheSettings, Outcome, RedisCacheFactory, invalidation
+from jmcache.cache import _stops
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisConnectionError
 from jmcache.invalidation import Journal
@@ -482,9 +483,9 @@ def test_a_set_after_an_owed_delete_forgives_it(cache: Cache, redis_server: Priv
 
 @pytest.mark.faults
 def test_more_than_the_journal_holds_becomes_one_move_of_the_namespaces_counter(
-    cache: Cache, redis_server: PrivateServer
+    cache: Cache, redis_server: PrivateServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too much is invalidated then, and never too little."""
+    """Too much is invalidated then, and never too little; and not without a word."""
     cache.set("bystander", 1, timeout=SOON_S)
     before = count(redis_server, SPACE)
     cache._stops.journal._limit = 5
@@ -497,6 +498,28 @@ def test_more_than_the_journal_holds_becomes_one_move_of_the_namespaces_counter(
     wait_until(lambda: not len(cache._stops.journal))
     assert count(redis_server, SPACE) == before + 1
     assert cache.get("bystander", timeout=SOON_S) is None
+    told = [record for record in caplog.records if "more invalidations are owed" in record.message]
+    assert [record.levelname for record in told] == ["WARNING"]
+
+
+def test_of_many_deletes_only_those_are_owed_that_were_not_confirmed(
+    proxied: tuple[FaultProxy, Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of twenty thousand, for the last of them, would be the whole namespace."""
+    proxy, cache = proxied
+    keys = [f"k{number}" for number in range(5)]
+    assert cache.set_many(dict.fromkeys(keys, 1), timeout=SOON_S)
+    monkeypatch.setattr(_stops, "_PIECE", 2)
+    assert cache.delete_many(keys[:4], timeout=SOON_S) == 4
+    assert cache.set_many(dict.fromkeys(keys, 1), timeout=SOON_S)
+    held = _hold_settling(cache)
+    with proxy.swallow_request(on=cache._key("k3").name):
+        assert cache.delete_many(keys, timeout=2.0) == 0
+    owed = [key for key in keys if cache._stops.journal.owes(cache._key(key).name)]
+    assert owed == ["k2", "k3", "k4"]
+    held.set()
+    wait_until(lambda: not len(cache._stops.journal))
+    assert cache.get_many(keys, timeout=SOON_S) == {}
 
 
 def test_what_this_user_may_not_do_is_not_owed(

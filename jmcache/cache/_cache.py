@@ -400,7 +400,11 @@ class Cache:
         return self._operate("delete", timeout, remove)
 
     def delete_many(self, keys: Iterable[str], *, timeout: Timeout = None) -> int:
-        """Remove *keys* in one round trip; return how many of them were there. See delete."""
+        """Remove *keys* in one round trip; return how many of them were there. See delete.
+
+        More than 5,000 take one more for each 5,000.
+        """
+        timeout = self._deadline(timeout)  # naming many takes its time, too
         slots = [self._key(key) for key in _texts(keys)]
 
         def remove(deadline: Deadline) -> int:

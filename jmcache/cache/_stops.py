@@ -58,6 +58,7 @@ _CLOSED = Look(Outcome.UNAVAILABLE, RedisClosedError.reason, reached=False)
 _BREAKER_OPEN = Look(Outcome.UNAVAILABLE, RedisCircuitBreakerOpenError.reason, reached=False)
 _ABSENT, _INVALIDATED = Look(Outcome.MISS, "absent"), Look(Outcome.MISS, "invalidated")
 
+_PIECE = 5000  # keys that are deleted in one round trip
 _TAGS_SHARE = 0.8  # of the time that is left, for the counters of tags in a cluster
 
 # What a validator raises to say no. Anything else it raises is the caller's business.
@@ -553,15 +554,25 @@ class Stops:
         """Remove *keys*, or keep that they are to be removed; return how many were there."""
         names = [key.name for key in keys]
         leases = [key.lease for key in keys]
+        removed = done = 0
         with self.nearby.writing(names):
             try:
                 self.check_usable()
-                return self.ask(self.store.delete, names, deadline, leases=leases) if names else 0
+                # What was confirmed is not owed: of many, not all is lost with the last of them.
+                while done < len(names):
+                    piece = slice(done, done + _PIECE)
+                    removed += self.ask(
+                        self.store.delete, names[piece], deadline, leases=leases[piece]
+                    )
+                    done += _PIECE
             except RedisError as error:
                 if _is_owed(error):
-                    self.journal.owe_deletes(self.spaces, names, leases)
+                    journal = self.journal
+                    if not journal.owe_deletes(self.spaces, names[done:], leases[done:]):
+                        self.monitor.note_overflow()
                     self.ring()
                 raise
+        return removed
 
     def move(self, counters: Sequence[bytes], deadline: Deadline) -> None:
         """Make everything invalid that depends on *counters*, now or when Redis is back."""
@@ -571,7 +582,8 @@ class Stops:
                 self.ask_to_write(self.store.move, counters, deadline)
             except RedisError as error:
                 if _is_owed(error):
-                    self.journal.owe_moves(self.spaces, counters)
+                    if not self.journal.owe_moves(self.spaces, counters):
+                        self.monitor.note_overflow()
                     self.ring()
                 raise
 

@@ -242,6 +242,19 @@ class Monitor:
             fields,
         )
 
+    def note_overflow(self) -> None:
+        """Log that more is owed to Redis than is kept, so that all of the namespace is a miss."""
+        with self._lock:
+            suppressed = self._rare.admit("overflow", self._clock())
+        if suppressed is not None:
+            say(
+                _log,
+                logging.WARNING,
+                "%(namespace)s: more invalidations are owed to Redis than are kept: the whole"
+                " namespace is invalid in their place" + _suffix(suppressed),
+                {"namespace": self._namespace, "suppressed": suppressed},
+            )
+
     def stats(self) -> CacheStats:
         """Return all counters as they are now."""
         with self._lock:
