@@ -23,6 +23,7 @@ _log = logging.getLogger("jmcache.health")
 JITTER = 0.25  # share; replicas that lost Redis together do not come back as one wave
 JOIN_S = 0.3  # stop() waits so long at most: a probe may hang in a system call
 LOGIN_PAUSE_S = 4.0  # the longest while a login is refused; 5 s with the jitter
+LOGIN_REFUSED = ("auth", "sentinel_auth")  # reasons
 START_RETRY_S = 5.0  # a system that is out of threads is not asked for one on every call
 
 
@@ -220,7 +221,7 @@ class HealthThread:
             return self._interval
         # From one beginning to the next: a probe that hung is part of the rest, or Redis would be
         # found back as much later.
-        refused = self.last_error_reason == "auth"
+        refused = self.last_error_reason in LOGIN_REFUSED
         if not refused:
             self._pause_s = self._open_interval
         period_s = self._pause_s * (1.0 + JITTER * (2.0 * self._rand() - 1.0))

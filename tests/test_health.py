@@ -149,8 +149,9 @@ def test_it_goes_over_to_the_quick_rhythm_when_the_breaker_opens(
         server.await_probe()
 
 
+@pytest.mark.parametrize("refused", ["auth", "sentinel_auth"])
 def test_a_refused_login_is_tried_again_at_growing_distances(
-    make: Callable[..., HealthThread], server: Server, clock: ManualClock
+    make: Callable[..., HealthThread], server: Server, clock: ManualClock, refused: str
 ) -> None:
     """A server that locks accounts would lock ours, and never see the password put right."""
     health = make(open_interval=1.0, rand=lambda: 0.5, clock=clock)
@@ -162,9 +163,9 @@ def test_a_refused_login_is_tried_again_at_growing_distances(
         server.error = RedisMisconfiguredError(reason=reason)
         return health._step(health._turn, rung=rung)
 
-    assert [rest_s("auth") for _ in range(5)] == [1.0, 2.0, 4.0, 4.0, 4.0]
-    assert [rest_s("auth", rung=True), rest_s("auth")] == [1.0, 2.0]
-    assert [rest_s("tls"), rest_s("tls"), rest_s("auth")] == [1.0, 1.0, 1.0]
+    assert [rest_s(refused) for _ in range(5)] == [1.0, 2.0, 4.0, 4.0, 4.0]
+    assert [rest_s(refused, rung=True), rest_s(refused)] == [1.0, 2.0]
+    assert [rest_s("tls"), rest_s("tls"), rest_s(refused)] == [1.0, 1.0, 1.0]
 
 
 def test_a_refused_login_is_never_tried_before_the_usual_pause(

@@ -233,6 +233,15 @@ def test_a_wrong_password_for_the_sentinels_is_not_taken_for_the_masters(
         assert str(error).startswith("sentinel_password, sentinel_username: ")
 
 
+def test_a_refused_login_is_tried_once_at_each_sentinel(old: Master, manage: Manage) -> None:
+    """They lock the account of whoever tries again at once."""
+    with Sentinel(old) as one, Sentinel(old) as two:
+        one.login = two.login = b"-WRONGPASS no\r\n"
+        assert failure(manage(of(one, two, sentinel_password="no"))).reason == "sentinel_auth"
+        logins = [[words[0] for words in at.commands].count(b"AUTH") for at in (one, two)]
+        assert logins == [1, 1]
+
+
 def test_no_sentinel_at_all_is_told_too(refusing: str, manage: Manage) -> None:
     """It is another thing to look at than Redis."""
     error = failure(manage(of(refusing)))

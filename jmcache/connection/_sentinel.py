@@ -67,7 +67,9 @@ class Sentinels(LookUp[Found]):
         answers = [] if self._doubted else self._ask_these(self._nodes[:1])
         if not _good(answers):
             self._doubted = False  # what comes up from now on the answers may not know
-            answers = self._ask_these(self._nodes)
+            # Who said no is not asked again: accounts are locked by those who try again and again.
+            answers = [pair for pair in answers if isinstance(pair[1], RedisMisconfiguredError)]
+            answers += self._ask_these(self._nodes[len(answers) :])
         good = _good(answers)
         if not good:
             raise _problem([answer for _, answer in answers if isinstance(answer, RedisError)])
