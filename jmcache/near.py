@@ -155,11 +155,16 @@ class Coherence:
             self._close()
             return self._session
 
-    def extend(self, session: int, until: float) -> None:
-        """Let what is kept be true until then, if *session* is the one that was opened last."""
+    def extend(self, session: int, until: float) -> bool:
+        """Let what is kept be true until then, if *session* is the one that was opened last.
+
+        False: it is not, and never will be again.
+        """
         with self.lock:
-            if session == self._session and until > self.until:
-                self.until = until
+            if session != self._session:
+                return False
+            self.until = max(self.until, until)
+            return True
 
     def close(self, session: int | None = None) -> None:
         """Listen no more. Nothing is handed out or kept until another session was extended.

@@ -54,9 +54,10 @@ class Watched(Coherence):
         self._note("opened")
         return session
 
-    def extend(self, session: int, until: float) -> None:
-        super().extend(session, until)
+    def extend(self, session: int, until: float) -> bool:
+        is_current = super().extend(session, until)
         self._note("extended")
+        return is_current
 
     def close(self, session: int | None = None) -> None:
         super().close(session)

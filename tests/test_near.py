@@ -172,9 +172,9 @@ def test_an_old_session_extends_nothing(coherence, near, clock):
     """A listener that was given up may come back from a long system call."""
     old = coherence.open()
     new = coherence.open()
-    coherence.extend(old, clock() + 1.0)
+    assert not coherence.extend(old, clock() + 1.0), "whoever says so is to know"
     assert coherence.begin() is None
-    coherence.extend(new, clock() + 1.0)
+    assert coherence.extend(new, clock() + 1.0)
     assert coherence.begin() is not None
     coherence.extend(new, clock() + 0.5)
     clock.advance(0.7)

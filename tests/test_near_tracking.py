@@ -412,6 +412,30 @@ def test_a_restart_is_not_undone_by_the_thread_that_ends(near):
     _wait(lambda: len(near.tracking._connections) == 1)
 
 
+def test_a_thread_that_a_restart_met_in_its_handshake_turns_nothing_off_for_good(settings):
+    """Its session came last, and nobody believed who listens: off without a word, for ever."""
+    with nearby(settings()) as near:
+        new_session, late = near.coherence.open, [threading.Event()]
+        in_handshake = threading.Event()
+
+        def open_late():
+            if late:
+                restarted = late.pop()
+                in_handshake.set()
+                assert restarted.wait(PATIENCE_S)
+            return new_session()
+
+        near.coherence.open = open_late
+        (restarted,) = late
+        assert near.use_until(in_handshake.is_set)
+        near.tracking.restart()
+        near.turn_on()
+        restarted.set()
+        assert near.coherence.wait_for(lambda: near.coherence.opened == 2)
+        near.turn_on()
+        _wait(lambda: len(near.tracking._connections) == 1)
+
+
 def test_it_ends_when_nobody_is_left_to_listen_for(near):
     """A cache that was dropped and never closed must not be listened for until the end of days."""
     near.near = None

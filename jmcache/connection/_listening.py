@@ -65,8 +65,11 @@ class Hears(Protocol):
     def open(self) -> int:
         """Take note that everything is heard from now on; return the number of this session."""
 
-    def extend(self, session: int, until: float) -> None:
-        """Take note that what is kept is true until that moment, as far as the lag allows."""
+    def extend(self, session: int, until: float) -> bool:
+        """Take note that what is kept is true until that moment, as far as the lag allows.
+
+        False: another session was opened since, or this one was closed.
+        """
 
     def close(self, session: int | None = None) -> None:
         """Take note that nothing is heard any more, unless another session was opened since."""
@@ -223,8 +226,10 @@ class Listening:
         if self._canary is not None and asked_at >= self._canary_began:
             self.missed = True
             raise RedisConnectionError("a canary was written, and not heard of", reason="canary")
-        if asked_at - self._proven_at < _PROOF_S:
-            self._hears.extend(self._session, asked_at + _TRUST_SHARE * self._lag_s)
+        until = asked_at + _TRUST_SHARE * self._lag_s
+        if asked_at - self._proven_at < _PROOF_S and not self._hears.extend(self._session, until):
+            # By a thread of an earlier turn, which ends: nobody would be believed any more.
+            raise RedisConnectionError("another session was opened since", reason="superseded")
 
 
 def hush(bell: socket.socket) -> None:
