@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
+import math
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,7 @@ from jmcache import (
     RedisCacheFactory,
 )
 from jmcache.background import Background
+from jmcache.cache import _keeper
 from jmcache.cache._keeper import Hold, Keeper
 from jmcache.testing import ManualClock, PrivateServer
 
@@ -130,6 +133,63 @@ def test_a_lease_that_comes_while_the_keeper_sleeps_wakes_it() -> None:
     newcomer = Hold([b"other"], b"short", 0.03)
     keeper.keep(newcomer)
     assert short.wait(SOON_S / 2), "nobody came for it"
+
+
+def test_a_lease_whose_load_was_torn_away_is_renewed_no_more() -> None:
+    """Its thread itself kept it alive: nobody would ever have that lease, or that thread, again."""
+    renewed = threading.Event()
+    keeper = Keeper(lambda _: renewed.set())
+    hold = Hold([b"lease"], b"token", 0.03)
+    known = weakref.ref(hold)
+    keeper.keep(hold)
+    assert renewed.wait(SOON_S)
+    del hold
+    wait_until(lambda: known() is None)
+
+
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_a_lease_that_comes_as_the_keeper_leaves_is_renewed_by_one_thread(
+    comes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rang for a thread that was about to leave: a load longer than its lease is not kept."""
+    monkeypatch.setattr(_keeper, "_REST_S", 0.0)
+    renewed = threading.Semaphore(0)
+    threads: set[int] = set()
+    holds: list[Hold] = []
+
+    def renew(_: Hold) -> None:
+        threads.add(threading.get_ident())
+        renewed.release()
+
+    class Leaving(Keeper):
+        """One to whom somebody comes as it writes that it is not there."""
+
+        at = 0.0
+
+        @property
+        def _looks_at(self) -> float:
+            return self.at
+
+        @_looks_at.setter
+        def _looks_at(self, at: float) -> None:
+            leaves = at == 0.0 and self.at == math.inf and not threads
+            if leaves and comes == "before":
+                self.come()
+            self.at = at
+            if leaves and comes == "after":
+                self.come()
+
+        def come(self) -> None:
+            holds.append(Hold([b"lease"], b"token", 0.03))
+            self.keep(holds[0])
+
+    keeper = Leaving(renew)
+    keeper._start()
+    for _ in range(5):
+        assert renewed.acquire(timeout=SOON_S / 2), "nobody came for it"
+    assert len(threads) == 1
+    holds.clear()
+    wait_until(lambda: keeper.at == 0.0)
 
 
 def test_a_lease_is_kept_no_longer_than_its_load(cache: RedisCache) -> None:

@@ -68,14 +68,20 @@ class Keeper:
             self._bell.put(None)
 
     def _start(self) -> None:
-        with self._lock:
-            if self._looks_at:
-                return
-            self._looks_at = time.monotonic()
+        if not self._claim():
+            return
         try:
             _thread.start_new_thread(self._run, ())
         except RuntimeError:  # none is to be had: a long load may lose its lease
             self._looks_at = 0.0
+
+    def _claim(self) -> bool:
+        """Be the one thread there is, or the one to start it; False if there is one."""
+        with self._lock:
+            if self._looks_at:
+                return False
+            self._looks_at = time.monotonic()
+            return True
 
     def _run(self) -> None:
         refuse_signals()
@@ -83,19 +89,32 @@ class Keeper:
         while True:
             self._looks_at = math.inf  # who comes from here on rings
             now = time.monotonic()
-            holds = [hold for one in self._holds.copy() if (hold := one()) is not None]
-            holds = [hold for hold in holds if hold.leases]
-            for hold in holds:
-                if hold.due <= now:
-                    hold.due = now + hold.every_s
-                    self._renew_one(hold)
-            if holds:
+            due = self._look_round(now)
+            if due == math.inf and now - idle_since > _REST_S:
+                if self._ends():
+                    return
+                due = now  # somebody came meanwhile
+            if due == math.inf:
+                due = now + _REST_S
+            else:
                 idle_since = now
-            elif now - idle_since > _REST_S and self._ends():
-                return
-            self._looks_at = min([hold.due for hold in holds], default=now + _REST_S)
-            del holds
+            self._looks_at = due
             self._sleep()
+
+    def _look_round(self, now: float) -> float:
+        """Renew what is due; return when the next one is, math.inf when nobody loads."""
+        # By itself, so that the sleeping thread has no hold in any variable: it would keep the
+        # leases of a leader who was torn away.
+        due = math.inf
+        for one in self._holds.copy():
+            hold = one()
+            if hold is None or not hold.leases:
+                continue
+            if hold.due <= now:
+                hold.due = now + hold.every_s
+                self._renew_one(hold)
+            due = min(due, hold.due)
+        return due
 
     def _renew_one(self, hold: Hold) -> None:
         try:
@@ -105,11 +124,9 @@ class Keeper:
             pass  # there are further ones before it ends
 
     def _ends(self) -> bool:
-        with self._lock:
-            if self._holds:
-                return False
-            self._looks_at = 0.0
-            return True
+        self._looks_at = 0.0
+        # Looked at after that: who came before it rang for a thread that was about to leave.
+        return not self._holds or not self._claim()
 
     def _sleep(self) -> None:
         try:
