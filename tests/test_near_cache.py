@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from near_kit import LAG_S, PATIENCE_S
+from near_kit import LAG_S, MIB, PATIENCE_S
 
 from jmcache import Cache, CacheSettings, Outcome, RedisCacheFactory, RedisSerializer
 from jmcache.aio import AsyncRedisCache
 from jmcache.cache import _nearby
 from jmcache.cache._compute import Computation
+from jmcache.envelope import Entry
 from jmcache.errors import RedisConfigurationError
+from jmcache.near import Coherence, NearCache, NearEntry
 from jmcache.testing import FaultProxy, fake_manager
 
 MATCHES = {"matches": [{"job": 1, "skills": ["python"]}], "total": 1}
@@ -630,6 +632,45 @@ def test_a_closed_cache_hands_nothing_out(make):
     assert cache.lookup("k").reason == "closed"
     assert cache.get_many(["k"]) == {}
     until(lambda: not tracking._connections)
+
+
+class ClosedMeanwhile(_nearby.Nearby):
+    """Another thread closes it as soon as somebody has looked whether it is open."""
+
+    @property
+    def _near(self):
+        near, self._still_open = self._still_open, None
+        return near
+
+    @_near.setter
+    def _near(self, near):
+        self._still_open = near
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda nearby, _reading: nearby.begin(),
+        lambda nearby, reading: nearby.keep(reading, b"k", Entry(b"1", created_ms=0), 1000, ()),
+        lambda nearby, _reading: nearby.holds(b"k"),
+        lambda nearby, _reading: nearby.find(b"k"),
+        lambda nearby, _reading: nearby.forget(
+            NearEntry(b"k", b"1", until=math.inf, created_s=0.0)
+        ),
+        lambda nearby, _reading: nearby.own([]),
+    ],
+)
+def test_who_reads_while_it_is_closed_meets_no_error(ask):
+    """A service that shuts down would fail requests that it could still answer."""
+    coherence = Coherence(b"#")
+    near = NearCache(coherence, MIB, 30.0)
+    coherence.extend(coherence.open(), math.inf)
+    nearby = ClosedMeanwhile(coherence, near, RedisSerializer().deserialize, time.time)
+    reading = nearby.begin()
+    assert reading is not None
+    nearby._near = near
+    ask(nearby, reading)
+    assert not nearby.is_on
 
 
 def test_a_forked_child_has_its_own(cache, redis_server):

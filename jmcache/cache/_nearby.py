@@ -57,7 +57,7 @@ class Nearby:
             now: Seconds since 1970.
         """
         self._coherence = coherence
-        self._near = near
+        self._near = near  # read once by each method: another thread may close it meanwhile
         self._decode_plain = decode
         self.decode = decode if near is None else lambda body: read_only(decode(body))
         self._now = now
@@ -95,7 +95,8 @@ class Nearby:
             life_ms: Milliseconds it had left in Redis; below 0: no end, or none at all.
             counters: Of its tags.
         """
-        if self._near is not None and life_ms > 0:
+        near = self._near
+        if near is not None and life_ms > 0:
             kept = NearEntry(
                 name,
                 entry.body,
@@ -105,11 +106,12 @@ class Nearby:
                 load_cost_s=entry.load_cost_ms / 1000,
                 counters=counters,
             )
-            self._near.insert(reading.token, kept)
+            near.insert(reading.token, kept)
 
     def holds(self, name: bytes) -> bool:
         """Would `find` return something?"""
-        entry = None if self._near is None else self._near.peek(name)
+        near = self._near
+        entry = None if near is None else near.peek(name)
         return entry is not None and self._now() - entry.created_s < entry.ttl_s
 
     def find(self, name: bytes, *, at_once: bool = False) -> tuple[NearEntry, Look] | None:
@@ -154,8 +156,9 @@ class Nearby:
 
     def forget(self, entry: NearEntry) -> None:
         """Keep *entry* no longer."""
-        if self._near is not None:
-            self._near.forget(entry)
+        near = self._near
+        if near is not None:
+            near.forget(entry)
 
     @property
     def is_on(self) -> bool:
