@@ -18,13 +18,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from forged import entry, name_of
 
 import jmcache
-from jmcache import CacheSettings, Outcome, RedisCache, RedisCacheFactory
+from jmcache import CacheSettings, Lookup, Outcome, RedisCache, RedisCacheFactory
 from jmcache.testing import PrivateServer
 
 ROOT = Path(__file__).parent.parent
@@ -220,6 +221,22 @@ def test_json_that_was_not_written_by_us_is_a_miss(
     """Parsers differ on each of these, and an infinite score is the best one."""
     assert_misses(cache, redis_server, text.encode())
     assert_misses(cache, redis_server, b" " + text.encode())
+
+
+def test_an_entry_that_the_stack_that_is_left_is_too_short_for_stays(cache: RedisCache) -> None:
+    """One caller deep in a recursion of his own would take it from everybody."""
+    value: object = datetime(2026, 11, 23)
+    for _ in range(60):
+        value = (value,)
+    assert cache.set("k", value)
+
+    def dive() -> Lookup:
+        found = cache.lookup("k", timeout=60.0)
+        return dive() if found.is_hit else found
+
+    found = dive()
+    assert (found.outcome, found.reason) == ("unavailable", "no_stack")
+    assert cache.lookup("k", timeout=60.0).value == value
 
 
 BRACES = b"[" + b",".join([b"{}"] * 3_000_000) + b"]"  # 9 MB; as objects 170

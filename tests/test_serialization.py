@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 from jmcache.errors import (
     RedisConfigurationError,
     RedisCorruptEntryError,
+    RedisError,
     RedisSerializationError,
 )
 from jmcache.serialization import RedisSerializer, _kinds, _marking
@@ -716,8 +717,8 @@ def test_nothing_about_a_refusal_shows_the_value(serializer):
 # ── Depth and size ──────────────────────────────────────────────────────────────────────────────
 
 
-def nested(wrap: Any, depth: int) -> Any:
-    value: Any = 1
+def nested(wrap: Any, depth: int, leaf: Any = 1) -> Any:
+    value = leaf
     for _ in range(depth):
         value = wrap(value)
     return value
@@ -844,7 +845,7 @@ def test_refusals_near_the_end_of_the_stack_stay_refusals(serializer):
         try:
             serializer.serialize(value)
             serializer.deserialize(body)
-        except RedisSerializationError as error:
+        except RedisError as error:
             outcomes.add(error.reason)
         if len(outcomes) < 2:
             dive(depth + 1)
@@ -853,8 +854,47 @@ def test_refusals_near_the_end_of_the_stack_stay_refusals(serializer):
         dive(0)
     except RecursionError:
         pass
-    assert outcomes <= {"too_deep", "undecodable"}
+    assert outcomes <= {"too_deep", "no_stack"}
     assert outcomes
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_near_the_end_of_the_stack_the_deepest_body_is_not_called_corrupt(wrap):
+    """It would be removed, for everybody, because one caller is deep in a call of his own."""
+    serializer = new_serializer(max_depth=200)
+    levels = 2 if isinstance(wrap(1), list) and isinstance(wrap(1)[0], dict) else 1
+    body = serializer.serialize(nested(wrap, 200 // levels, dt.datetime(2026, 11, 23)))
+
+    def dive() -> RedisError:
+        try:
+            serializer.deserialize(body)
+        except RedisError as error:
+            return error
+        return dive()
+
+    error = dive()
+    assert (type(error), error.outcome, error.reason) == (RedisError, "unavailable", "no_stack")
+    serializer.deserialize(body)
+
+
+def test_a_body_for_which_there_is_no_memory_is_not_called_corrupt():
+    """As above: the worker next to it has memory enough."""
+    serializer = RedisSerializer()
+
+    @serializer.register
+    @dataclasses.dataclass
+    class Large:
+        a: int
+
+        def __post_init__(self) -> None:
+            if self.a == 1:
+                raise MemoryError
+
+    value = Large(0)
+    value.a = 1
+    with pytest.raises(RedisError) as caught:
+        serializer.deserialize(serializer.serialize(value))
+    assert (type(caught.value), caught.value.reason) == (RedisError, "no_memory")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ import ujson
 from jmcache.errors import (
     RedisConfigurationError,
     RedisCorruptEntryError,
+    RedisError,
     RedisSerializationError,
 )
 from jmcache.serialization._classes import Classes
@@ -41,19 +42,12 @@ _PLAIN = b" "
 _TYPED = b"\t"
 
 # The walk takes up to three of Python's 1,000 frames a level; ujson reads 1,024 levels, and marks
-# nest twice as deep as the value.
+# nest twice as deep as the value, in a list with it.
 _DEEPEST = 200
+_DEEPEST_BODY = 2 * _DEEPEST + 1
 
-# What ujson and the constructors make of bytes that are not ours. RecursionError: marks in marks.
-_MALFORMED = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+# What ujson and the constructors make of bytes that are not ours.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 C = TypeVar("C", bound=type)
 
@@ -150,6 +144,8 @@ class RedisSerializer:
             RedisCorruptEntryError: Not a body of ours, or it needs a class that is not registered
                 here ("undecodable"), or larger than max_bytes ("too_large"). Whether a body that
                 can be read is the one that was written is the envelope's checksum to say.
+            RedisError: The caller's stack ("no_stack") or the memory ("no_memory") that is left is
+                too little; that is nothing against the body.
         """
         if len(body) > self._max_bytes:
             raise RedisCorruptEntryError(
@@ -157,6 +153,7 @@ class RedisSerializer:
                 reason="too_large",
             )
         form = body[:1]
+        lacking = ""
         try:
             if form == _PLAIN:
                 return ujson.loads(body)
@@ -165,6 +162,15 @@ class RedisSerializer:
                 return restore([tree], mark, self._classes.decoders)[0]
         except _MALFORMED:
             pass
+        except RecursionError:
+            # Its own doing only where it nests as nothing does that is written: marks in marks.
+            lacking = "" if _nests_deeper(ujson.loads(body), _DEEPEST_BODY) else "no_stack"
+        except MemoryError:
+            lacking = "no_memory"
+        if lacking:
+            raise RedisError(
+                "too little stack or memory is left to decode the body", reason=lacking
+            )
         raise RedisCorruptEntryError(
             "the body is not one of ours, or needs a class that is not registered here",
             reason="undecodable",
@@ -199,3 +205,12 @@ class RedisSerializer:
             return "\t" + ujson.dumps([tree, mark], ensure_ascii=False, allow_nan=False)
         except (OverflowError, ValueError):  # NaN, infinity, or an int of too many digits
             return None
+
+
+def _nests_deeper(node: Any, levels: int) -> bool:
+    """Are there containers in more than so many? Takes no stack for it."""
+    level = [node]
+    for _ in range(levels):
+        inside = [inner for one in level for inner in (one.values() if type(one) is dict else one)]
+        level = [inner for inner in inside if type(inner) in (dict, list)]
+    return bool(level)
