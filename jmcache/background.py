@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from jmcache.fork import renew_in_child
-from jmcache.signals import refuse_signals, signals_as_before
+from jmcache.signals import signals_as_before
+from jmcache.threads import start_thread
 
 _log = logging.getLogger("jmcache.background")
 
@@ -70,13 +70,10 @@ class Background:
         self._started += 1
         number = self._started
         self._bells[number] = bell
-        try:
-            # As elsewhere: Thread.start() is Python code, which no caller's thread is to run.
-            _thread.start_new_thread(self._launch, (number, bell))
-        except RuntimeError:  # no thread is to be had
-            del self._bells[number]
-            return bool(self._bells)
-        return True
+        if start_thread(f"jmcache-background_{number}", self._run, number, bell):
+            return True
+        del self._bells[number]
+        return bool(self._bells)
 
     def _take_back(self, work: Work) -> bool:
         try:
@@ -86,17 +83,7 @@ class Background:
         self.skipped += 1
         return False
 
-    def _launch(self, number: int, bell: threading.Lock) -> None:
-        # One that threading knows: a line that a loader logs on any other leaves a dummy for good.
-        name = f"jmcache-background_{number}"
-        thread = threading.Thread(target=self._run, args=(number, bell), name=name, daemon=True)
-        try:
-            thread.start()
-        except BaseException:  # noqa: BLE001 - none is to be had, but for this one
-            self._run(number, bell)
-
     def _run(self, number: int, bell: threading.Lock) -> None:
-        refuse_signals()
         while True:
             try:
                 work = self._queue.popleft()
@@ -122,13 +109,13 @@ class Background:
 
     def _do(self, work: Work) -> None:
         try:
-            with signals_as_before():
-                work()
+            work()
         except BaseException as error:  # noqa: BLE001 - the thread would die, and nobody hears of it
             self.failed += 1
             if self.failed == 1:
                 # The type alone: the text of a foreign error may hold anything.
-                _log.error(
-                    "background work failed (%s); further failures are counted, not logged",
-                    type(error).__name__,
-                )
+                with signals_as_before():
+                    _log.error(
+                        "background work failed (%s); further failures are counted, not logged",
+                        type(error).__name__,
+                    )

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from jmcache.errors import RedisCircuitBreakerOpenError, RedisError
 from jmcache.fork import renew_in_child
-from jmcache.signals import refuse_signals, signals_as_before
+from jmcache.signals import signals_as_before
+from jmcache.threads import start_thread, this_thread
 
 _log = logging.getLogger("jmcache.health")
 
@@ -171,26 +172,11 @@ class HealthThread:
             self._retry_at = now + START_RETRY_S
             self._turn += 1
             turn = self._turn
-        # Thread.start() is Python code. An exception from a signal handler in it comes out as a
-        # KeyError, in place of the time limit that it was: so it runs on a short-lived thread,
-        # where no signal handler does. The thread says that it runs, once it does: if one never
-        # gets so far, a later call starts another, and only the latest turn works.
-        try:
-            _thread.start_new_thread(self._launch, (turn,))
-        except RuntimeError:
-            pass  # the system has no thread left, or the interpreter is on its way out
-
-    def _launch(self, turn: int) -> None:
+        # The thread says that it runs, once it does: if one never gets so far, a later call starts
+        # another, and only the latest turn works.
         bell = self._bell
         step = weakref.WeakMethod(self._step, lambda _: _ring(bell))
-        thread = threading.Thread(
-            target=_run, args=(step, turn, bell), name="jmcache-health", daemon=True
-        )
-        self._thread = thread
-        try:
-            thread.start()
-        except RuntimeError:
-            pass  # as in _start
+        start_thread("jmcache-health", _run, step, turn, bell)
 
     def _step(self, turn: int, *, rung: bool = False) -> float | None:
         """Do what is due; return how many seconds to rest, None to end the thread."""
@@ -198,7 +184,7 @@ class HealthThread:
             if turn != self._turn:
                 return None
             begins = not self.running
-            self.running = True
+            self.running, self._thread = True, this_thread()
         if begins:
             return self._interval
         if rung:
@@ -242,19 +228,19 @@ class HealthThread:
             self.last_error_reason = "unexpected"
             if self.unexpected_errors == 1:
                 # The type alone: the text of a foreign error may hold anything.
-                _log.error(
-                    "health check failed in a way nobody foresaw (%s); it goes on, and further"
-                    " failures like it are counted, not logged",
-                    type(error).__name__,
-                )
+                with signals_as_before():
+                    _log.error(
+                        "health check failed in a way nobody foresaw (%s); it goes on, and further"
+                        " failures like it are counted, not logged",
+                        type(error).__name__,
+                    )
             return True
         finally:
             self._probing = None
 
     def _ask(self) -> None:
         try:
-            with signals_as_before():
-                self._probe()
+            self._probe()
         except RedisError as error:
             self.failures += 1
             if not isinstance(error, RedisCircuitBreakerOpenError):  # not asked: no news
@@ -275,7 +261,6 @@ class HealthThread:
 def _run(
     weak_step: weakref.WeakMethod[Callable[..., float | None]], turn: int, bell: threading.Lock
 ) -> None:
-    refuse_signals()
     rung = False
     while True:
         step = weak_step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +83,6 @@ class Nearby:
         self.manager = RedisConnectionManager(pool)
         self.ears = self.manager if listener is None else RedisConnectionManager(listener)
         self.touches: list[bytes] = []
-        self.blocked: set[int] = set()  # signals, while it touched last
         self.coherence = Watched(keys.space_counter)
         self.near = NearCache(self.coherence, MIB, 30.0)
         self.tracking = Tracking(
@@ -100,7 +98,6 @@ class Nearby:
 
     def touch(self, name: bytes, blob: bytes, ttl_ms: int, deadline: Deadline) -> None:
         self.touches.append(name)
-        self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         self.manager.set(name, blob, ttl_ms, deadline)
 
     def name(self, key: str) -> bytes:

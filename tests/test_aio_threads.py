@@ -205,17 +205,14 @@ def test_a_forked_child_has_threads_of_its_own(threads: Threads) -> None:
 # Calls that do not run ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("where", "name"), [(_thread, "start_new_thread"), (threading.Thread, "start")]
-)
 def test_no_call_is_stuck_when_the_system_has_no_thread(
-    where: Any, name: str, threads: Threads, monkeypatch: pytest.MonkeyPatch
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the limit of processes a request would hang in place of going on without the cache."""
 
     async def use() -> list[str]:
         with monkeypatch.context() as patch:
-            patch.setattr(where, name, no_thread)
+            patch.setattr(_thread, "start_new_thread", no_thread)
             calls = asyncio.gather(*[run(threads, int) for _ in range(10)])
             refused = await asyncio.wait_for(calls, timeout=20)
         assert threads.running == threads.unfinished == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
@@ -146,7 +147,7 @@ def test_without_a_thread_to_be_had_it_is_skipped(monkeypatch: pytest.MonkeyPatc
 
     pool = Background(1, 10)
     with monkeypatch.context() as patched:
-        patched.setattr(background._thread, "start_new_thread", no_thread)
+        patched.setattr(_thread, "start_new_thread", no_thread)
         assert pool.submit(lambda: None) is False
         assert pool.skipped == 1
     work = Work(waits=False)

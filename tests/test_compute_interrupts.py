@@ -21,7 +21,7 @@ TTL_S = 60.0
 # The last steps to a loader, and the first ones from it.
 THE_LOADERS = (
     *("_take", "_load", "_wants_argument", "for_one", "for_many", "LoadContext", "Look.is_there"),
-    *("Lead.hand_over.<locals>", "Loading", "check_ttl", "Seconds"),
+    *("Load.call", "Lead.hand_over.<locals>", "Loading", "check_ttl", "Seconds"),
 )
 
 

@@ -1,51 +1,68 @@
-"""Signals and our threads: while they rest, none of them takes one that is not theirs."""
+"""Signals and our threads: none of them takes one, but in the midst of what is not ours."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from computing_kit import SOON_S, wait_until
 
-from jmcache.signals import refuse_signals, signals_as_before
-from jmcache.testing import PrivateServer
+from jmcache import AsyncRedisCache, CacheSettings, RedisCacheFactory
+from jmcache.signals import Mask
+from jmcache.testing import FaultProxy, PrivateServer
 
-PROGRAM = """
-    import os, signal, sys, time
+LOOKS = """
+    import os, signal, sys, threading, time
     from pathlib import Path
-    from jmcache import CacheSettings, RedisCacheFactory
+    from jmcache import AsyncRedisCache, CacheSettings, RedisCacheFactory
 
     class Sink:
         def __getattr__(self, name):
             return lambda *args, **kwargs: None
 
-    cache = RedisCacheFactory.create_cache(
-        CacheSettings.from_url(sys.argv[1], near=True), metrics=[Sink()]
-    )
-    cache.get_or_set("k", lambda: 1)
-    cache._shop.background.submit(lambda: None)
-
-    def blocks_it(task):
+    def takes_it(task):
         try:
             status = Path(f"/proc/self/task/{task}/status").read_text()
         except FileNotFoundError:
-            return True  # it has ended
+            return False  # it has ended
         blocked = int(status.split("SigBlk:")[1].split()[0], 16)
-        return bool(blocked >> signal.SIGTERM - 1 & 1)
+        return not blocked >> signal.SIGTERM - 1 & 1
 
+    def tasks():
+        return {task for task in os.listdir("/proc/self/task") if int(task) != os.getpid()}
+"""
+
+AT_REST = """
+    import asyncio
+    settings = CacheSettings.from_url(sys.argv[1], near=True)
+    cache = RedisCacheFactory.create_cache(settings, metrics=[Sink()])
+    cache.get_or_set("k", lambda: 1)
+    cache._shop.background.submit(lambda: None)
+    awaited = AsyncRedisCache(cache)
+
+    async def use():
+        await awaited.set_many({"a": 1})
+        await awaited.get_or_set("b", lambda: 1)
+
+    asyncio.run(use())
     own = {signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, own)
     over = time.monotonic() + 10
     looks = 0  # in a row: by then all have begun, and none is at work
     while looks < 30 and time.monotonic() < over:
-        tasks = os.listdir("/proc/self/task")
-        looks = looks + 1 if len(tasks) == 6 and all(map(blocks_it, tasks)) else 0
+        looks = looks + 1 if not any(map(takes_it, tasks())) else 0
         time.sleep(0.01)
-    print(len(tasks), flush=True)
+    names = {thread.name.rpartition("_")[0] or thread.name for thread in threading.enumerate()}
+    print(" ".join(sorted(names - {"MainThread"})), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
     print("finished what it was at", flush=True)
@@ -53,60 +70,138 @@ PROGRAM = """
     time.sleep(10)
 """
 
+AT_WORK = """
+    settings = CacheSettings.from_url(sys.argv[1], near=True, failure_threshold=2)
+    cache = RedisCacheFactory.create_cache(settings, metrics=[Sink()])
+    for _ in range(3):
+        cache.get("k")  # from now on the health thread asks, and the near one, and both wait
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    seen = dict.fromkeys(tasks(), 0)
+    over = time.monotonic() + 3
+    while time.monotonic() < over:
+        seen |= {task: seen.get(task, 0) + 1 if takes_it(task) else 0 for task in tasks()}
+        # One that begins may be seen before it has come to refuse anything.
+        if max(seen.values()) >= 20:
+            print("taken")
+            break
+        time.sleep(0.01)
+"""
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-def test_a_signal_that_the_main_thread_blocks_waits_for_it(tcp_server: PrivateServer) -> None:
-    """Else it ends the process half way: a child of Celery's, with a lock of all children held."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), tcp_server.url],
+
+def run(program: str, url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LOOKS) + textwrap.dedent(program), url],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    threads, *rest = done.stdout.splitlines()
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+
+
+@needs_proc
+def test_a_signal_that_the_main_thread_blocks_waits_for_it(tcp_server: PrivateServer) -> None:
+    """Else it ends the process half way: a child of Celery's, with a lock of all children held."""
+    done = run(AT_REST, tcp_server.url)
+    names, *rest = done.stdout.splitlines()
     assert rest == ["finished what it was at"], done.stderr
-    # Beside the main one: health, near, metrics, background, and who keeps leases.
-    assert int(threads) == 6
+    ours = "aio background health keeper load metrics near"
+    assert names == " ".join(f"jmcache-{name}" for name in ours.split())
     assert done.returncode == -signal.SIGTERM
 
 
-def masks_of_a_thread(refuses: bool) -> list[set[int]]:
-    """What a thread blocks at its beginning, after that, during foreign code, and after that."""
-    masks: list[set[int]] = []
-
-    def note() -> None:
-        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
-
-    def run() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGUSR2])
-        note()
-        if refuses:
-            refuse_signals()
-        note()
-        with signals_as_before():
-            note()
-        note()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return masks
+@needs_proc
+def test_it_waits_while_our_threads_wait_for_redis(tcp_server: PrivateServer) -> None:
+    """In an outage they do so most of the time."""
+    with FaultProxy(tcp_server) as silent:
+        silent.blackhole()
+        done = run(AT_WORK, silent.url)
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
 
 
-def test_signals_are_blocked_but_during_what_is_not_ours() -> None:
-    """A program that a password function starts would never hear of Ctrl-C."""
-    before, refused, foreign, after = masks_of_a_thread(refuses=True)
-    assert before == foreign == {signal.SIGUSR2}
-    assert refused == after > {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+class Masks:
+    """What is blocked where the application's code runs."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[Mask]] = {}
+
+    def note(self, where: str, answer: Any = None) -> Any:
+        blocked = set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        self.seen.setdefault(where, []).append(blocked)
+        return answer
+
+    def noting(self, where: str, answer: Any = None) -> Callable[..., Any]:
+        return lambda *_args, **_named: self.note(where, answer)
 
 
-def test_a_thread_that_is_not_ours_keeps_what_it_blocks() -> None:
-    """A caller's own mask is none of a library's business."""
-    assert masks_of_a_thread(refuses=False) == [{signal.SIGUSR2}] * 4
+@contextmanager
+def handling(masks: Masks, logger: str) -> Iterator[None]:
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            masks.note(f"handler on {record.threadName}")
+
+    handler = Handler()
+    logging.getLogger(logger).addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeHandler(handler)
 
 
-def test_a_fault_is_told_and_a_profiler_sees_all_threads() -> None:
-    """A blocked fault ends the process without a word of faulthandler's."""
-    _, refused, *_ = masks_of_a_thread(refuses=True)
-    assert not refused & {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGPROF}
+class Sink:
+    def __init__(self, masks: Masks) -> None:
+        self._masks = masks
+
+    def increment(self, *_args: object, **_named: object) -> None:
+        self._masks.note("sink")
+        raise ZeroDivisionError  # that is logged, too
+
+    timing = gauge = increment
+
+
+def test_what_is_the_applications_runs_with_the_signals_as_they_were(
+    redis_server: PrivateServer,
+) -> None:
+    """A program that says a password would never hear of Ctrl-C."""
+    redis_server.command("ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all")
+    masks = Masks()
+    settings = CacheSettings(
+        unix_socket_path=str(redis_server.socket_path),
+        username="u",
+        password=masks.noting("password", "secret"),
+        operation_timeout=SOON_S,
+        near=True,
+    )
+    with (
+        handling(masks, "jmcache"),
+        RedisCacheFactory.create_cache(settings, metrics=[Sink(masks)]) as cache,
+    ):
+        awaited = AsyncRedisCache(cache)
+
+        async def use() -> None:
+            assert await awaited.get_or_set("a", masks.noting("loader", 1)) == 1
+            assert await awaited.get_many(["a"], validate=masks.noting("validate")) == {"a": 1}
+            assert not await awaited.set_many({"b": object()})  # which is logged
+
+        asyncio.run(use())
+        options = {"ttl": 0.001, "stale_ttl": 60.0, "negative": masks.noting("negative", False)}
+        assert cache.get_or_set("c", lambda: 1, **options) == 1
+        refreshed = masks.noting("refreshing loader", 2)
+        wait_until(
+            lambda: (
+                cache.get_or_set("c", refreshed, **options) and "refreshing loader" in masks.seen
+            )
+        )
+        assert cache._shop.background.submit(lambda: 1 / 0)
+        wanted = {"password", "loader", "validate", "negative", "refreshing loader", "sink"}
+        wanted |= {"handler on jmcache-log", "handler on jmcache-metrics"}
+        wait_until(lambda: wanted <= masks.seen.keys())
+        wait_until(lambda: any("jmcache-background" in where for where in masks.seen))
+    here = set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    assert {
+        where: seen
+        for where, seen in masks.seen.items()
+        if set(map(frozenset, seen)) != {frozenset(here)}
+    } == {}

@@ -85,8 +85,7 @@ class Driver:
                 loaded = step.loader(step.looks)
             else:
                 # As long as it takes: whoever waits for it has a limit.
-                work = partial(step.loader, step.looks)
-                loaded = await _done(self._loaders.begin(work, Deadline(_NO_LIMIT_S)))
+                loaded = await _done(self._loaders.begin(step.call, Deadline(_NO_LIMIT_S)))
             return await loaded if inspect.isawaitable(loaded) else loaded
         except BaseException as error:
             if isinstance(error, StopIteration):  # no coroutine lets that through

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import contextvars
 import itertools
@@ -16,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisClosedError, RedisError, RedisHurriedError, RedisPoolExhaustedError
 from jmcache.fork import renew_in_child
+from jmcache.threads import start_thread
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Threads:
         else:
             try:
                 self._waiting[call] = None
-                self._find_a_thread(self._start)
+                self._find_a_thread()
             except BaseException:
                 self.withdraw(call)
                 raise
@@ -119,7 +119,7 @@ class Threads:
 
     # Finding a thread
 
-    def _find_a_thread(self, start: Callable[[int], object]) -> None:
+    def _find_a_thread(self) -> None:
         """See to it that somebody comes for what waits.
 
         Whoever puts a call first puts it and then looks who is free; a thread first says that it
@@ -128,13 +128,13 @@ class Threads:
         if self._free:
             self._ring()
         elif len(self._present) < self._limit():
-            self._add(start)
+            self._add()
 
     def _ring(self) -> None:
         if self._bells.empty():  # else one is woken already, and wakes the next
             self._bells.put(None)
 
-    def _add(self, start: Callable[[int], object]) -> None:
+    def _add(self) -> None:
         number = next(self._numbers)
         try:
             with self._lock:
@@ -142,38 +142,22 @@ class Threads:
                     return
                 self._free.add(number)
                 self._present.add(number)
-            start(number)
+            # Called when this object is gone: a C function, in which no signal handler can run.
+            me = weakref.ref(self, self._bells.put)
+            if not start_thread(f"{self._name}_{number}", _work, me, self._bells, number):
+                self._refuse_without_thread(number)
         except BaseException:  # from a signal handler; should it run already, it joins by itself
             self._leave(number)
             raise
 
-    def _start(self, number: int) -> None:
-        # As elsewhere: Thread.start() is Python code, so it has no business on a caller's thread.
-        # It also waits for the new thread, which may use the interpreter for 5 ms meanwhile.
-        try:
-            _thread.start_new_thread(self._start_from_thread, (number,))
-        except RuntimeError as error:
-            self._not_started(number, error)
-
-    def _start_from_thread(self, number: int) -> None:
-        bells = self._bells
-        # Called when this object is gone: a C function, so that no signal handler can run in it.
-        me = weakref.ref(self, bells.put)
-        name = f"{self._name}_{number}"
-        try:
-            threading.Thread(target=_work, args=(me, bells, number), name=name, daemon=True).start()
-        except RuntimeError as error:
-            self._not_started(number, error)
-
-    def _not_started(self, number: int, error: RuntimeError) -> None:
-        """The system has no thread left, or the interpreter is on its way out."""
+    def _refuse_without_thread(self, number: int) -> None:
         self._leave(number)
         if not self._present:
-            refused = RedisPoolExhaustedError(
-                "the system has no thread for the adapter", reason="no_thread"
+            self._refuse_all(
+                RedisPoolExhaustedError(
+                    "the system has no thread for the adapter", reason="no_thread"
+                )
             )
-            refused.__cause__ = error
-            self._refuse_all(refused)
 
     def _refuse_all(self, error: RedisError) -> None:
         while (call := self._next()) is not None:
@@ -198,7 +182,7 @@ class Threads:
                     break
                 self._free.discard(number)
                 if self._waiting:
-                    self._find_a_thread(self._start_from_thread)
+                    self._find_a_thread()
                 try:
                     call.run()
                 finally:
@@ -220,7 +204,7 @@ class Threads:
     def _end(self, number: int) -> None:
         self._leave(number)
         if self._waiting:  # first gone, then looked, as ever
-            self._find_a_thread(self._start_from_thread)
+            self._find_a_thread()
 
     def _leave(self, number: int) -> None:
         self._free.discard(number)

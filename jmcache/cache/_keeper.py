@@ -6,7 +6,6 @@ is still held, because a delete may have voided it. So whoever is alive and load
 
 from __future__ import annotations
 
-import _thread
 import math
 import queue
 import threading
@@ -16,7 +15,7 @@ from collections.abc import Callable
 
 from jmcache.errors import RedisError
 from jmcache.fork import renew_in_child
-from jmcache.signals import refuse_signals, signals_as_before
+from jmcache.threads import start_thread
 
 _RENEWALS = 3  # in the time a lease lasts: one of them may be lost
 _REST_S = 10.0  # without a load the thread ends
@@ -68,11 +67,8 @@ class Keeper:
             self._bell.put(None)
 
     def _start(self) -> None:
-        if not self._claim():
-            return
-        try:
-            _thread.start_new_thread(self._run, ())
-        except RuntimeError:  # none is to be had: a long load may lose its lease
+        # Without a thread a long load may lose its lease.
+        if self._claim() and not start_thread("jmcache-keeper", self._run):
             self._looks_at = 0.0
 
     def _claim(self) -> bool:
@@ -84,7 +80,6 @@ class Keeper:
             return True
 
     def _run(self) -> None:
-        refuse_signals()
         idle_since = time.monotonic()
         while True:
             self._looks_at = math.inf  # who comes from here on rings
@@ -118,8 +113,7 @@ class Keeper:
 
     def _renew_one(self, hold: Hold) -> None:
         try:
-            with signals_as_before():
-                self._renew(hold)
+            self._renew(hold)
         except RedisError:
             pass  # there are further ones before it ends
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 
 from jmcache.settings import LONGEST_TTL_S, CacheSettings, check_ttl
+from jmcache.signals import signals_as_before
 
 # An ordinary Exception, but no failure of the loader: the caller's time is over.
 _LIMITS = frozenset({"SoftTimeLimitExceeded", "TimeLimitExceeded"})
@@ -144,7 +145,8 @@ class Plan:
     def is_negative(self, value: Any) -> bool:
         """Does *value* stand for "there is none"?"""
         if self.negative is not None:
-            return bool(self.negative(value))
+            with signals_as_before():
+                return bool(self.negative(value))
         return value is None
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from jmcache.deadline import Deadline
 from jmcache.flight import Flight
+from jmcache.signals import signals_as_before
 
 T = TypeVar("T")
 
@@ -87,6 +88,11 @@ class Load:
     names: tuple[bytes, ...]
     failure: int = 0
 
+    def call(self) -> Any:
+        """Call it, on whatever thread."""
+        with signals_as_before():
+            return self.loader(self.looks)
+
 
 Step = Ask | Work | Join | Pause | Load
 Steps = Generator[Step, Any, T]
@@ -135,7 +141,7 @@ def _load(step: Load) -> Any:
     mark = Loading(step.names)
     loading.set((*loading.get(), mark))
     try:
-        return step.loader(step.looks)
+        return step.call()
     except StopIteration as error:  # no generator lets that through, and we are one
         raise RuntimeError("the loader raised StopIteration") from error
     finally:

@@ -45,6 +45,7 @@ from jmcache.outcome import Outcome
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
 from jmcache.settings import CacheSettings
+from jmcache.signals import signals_as_before
 from jmcache.store import Found, Item, Store
 
 T = TypeVar("T")
@@ -857,7 +858,8 @@ def _check(value: Any, validate: Validate) -> None:
     check_validate(validate)
     ask = getattr(validate, "model_validate", None) or getattr(validate, "validate_python", None)
     try:
-        accepted = (ask or validate)(value)
+        with signals_as_before():
+            accepted = (ask or validate)(value)
     except _NO as error:
         raise RedisCorruptEntryError(
             "the value did not pass its validation", reason="invalid"

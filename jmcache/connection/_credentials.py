@@ -18,6 +18,7 @@ from jmcache.errors import (
     RedisMisconfiguredError,
 )
 from jmcache.settings import CacheSettings, FileSecret
+from jmcache.signals import signals_as_before
 
 _log = logging.getLogger("jmcache.connection")
 
@@ -80,7 +81,9 @@ class Credentials(LookUp[Pair]):
         pair: Pair = self._username, None
         trouble = ""
         try:
-            pair = self._judge(self._source())
+            with signals_as_before():
+                answer = self._source()
+            pair = self._judge(answer)
         except RedisConfigurationError as error:
             trouble = str(error)
         except Exception as error:  # noqa: BLE001
@@ -90,7 +93,8 @@ class Credentials(LookUp[Pair]):
             where = f"{Path(last.filename).name}:{last.lineno}"
             trouble = f"password: its function raised {type(error).__name__} at {where}"
         if trouble and trouble != self._complaint:
-            _log.error("no credentials for a new connection: %s", trouble)
+            with signals_as_before():
+                _log.error("no credentials for a new connection: %s", trouble)
         self._complaint = trouble
         if trouble:
             raise RedisMisconfiguredError(trouble, reason="credentials")

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError
 from jmcache.fork import renew_in_child
+from jmcache.signals import Mask, blocked_before, refuse_signals
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ class LookUp(Generic[T]):
             try:
                 # Not threading's Thread: to start one waits in a way that a signal handler's
                 # exception leaves locked.
-                _thread.start_new_thread(self._run, (asking,))
+                _thread.start_new_thread(self._run, (asking, blocked_before()))
             except RuntimeError as error:  # no thread is to be had
                 asking.problem = self._vain(str(error))
                 asking.ended = True
@@ -90,7 +91,8 @@ class LookUp(Generic[T]):
                 self._under_way = asking  # its end waits for the lock
         return asking
 
-    def _run(self, asking: Asking[T]) -> None:
+    def _run(self, asking: Asking[T], before: Mask | None) -> None:
+        refuse_signals(before)
         try:
             asking.found = self._ask()
         except RedisError as error:

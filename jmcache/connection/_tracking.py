@@ -7,7 +7,6 @@ rest ──▶ open ──HELLO 3, TRACKING ON──▶ listen, see _listening �
 
 from __future__ import annotations
 
-import _thread
 import logging
 import random
 import secrets
@@ -28,7 +27,8 @@ from jmcache.errors import (
     RedisRejectedError,
 )
 from jmcache.fork import renew_in_child
-from jmcache.signals import refuse_signals, signals_as_before
+from jmcache.signals import signals_as_before
+from jmcache.threads import start_thread
 
 _log = logging.getLogger("jmcache.near")
 
@@ -138,18 +138,7 @@ class Tracking:
                 return
             self._turn += 1
             turn = self._turn
-        # On a short-lived thread: see HealthThread. It says that it runs, once it does.
-        try:
-            _thread.start_new_thread(self._launch, (turn,))
-        except RuntimeError:  # no thread is to be had now
-            self._awake = False
-
-    def _launch(self, turn: int) -> None:
-        # One that threading knows: a line logged by any other leaves a dummy of it for good.
-        thread = threading.Thread(target=self._run, args=(turn,), name="jmcache-near", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # as in _wake
+        if not start_thread("jmcache-near", self._run, turn):
             self._awake = False
 
     def _ring(self) -> None:
@@ -162,7 +151,6 @@ class Tracking:
     # The thread ---------------------------------------------------------------------------------
 
     def _run(self, turn: int) -> None:
-        refuse_signals()
         pair = self._new_bell(turn)
         if pair is None:
             return
@@ -216,8 +204,7 @@ class Tracking:
     def _listen_until_lost(self, turn: int, bell: socket.socket) -> float | None:
         """Return seconds to rest; None for as long as usual after a failure."""
         try:
-            with signals_as_before():
-                connection = self._connect()
+            connection = self._connect()
             self._connections.add(connection)
             try:
                 self._listen(turn, connection, bell)
@@ -233,18 +220,18 @@ class Tracking:
             return None  # the pool meets the same, and the circuit breaker tells of it
         except Exception as error:  # noqa: BLE001
             # The thread would die, and the near cache stay off without a word.
-            _log.error("listening to %s failed (%s); tried again", self._place(), type(error))
+            with signals_as_before():
+                _log.error("listening to %s failed (%s); tried again", self._place(), type(error))
             return None
         return 0.0
 
     def _listen(self, turn: int, connection: Any, bell: socket.socket) -> None:
         deadline = Deadline(self._connect_s)
-        with signals_as_before():  # it may ask the application for a password
-            stream = connection.open_stream(deadline)
+        stream = connection.open_stream(deadline)
         listening = Listening(
             stream,
             self._hears,
-            self._touch_as_before,
+            self._touch,
             lag_s=self._lag_s,
             clock=self._clock,
         )
@@ -260,17 +247,14 @@ class Tracking:
             listening.end()
             self.missed += listening.missed
 
-    def _touch_as_before(self, *args: Any) -> None:
-        with signals_as_before():  # as above, if that takes a new connection
-            self._touch(*args)
-
     def _tell(self, error: RedisError) -> None:
         if not self._said_refused:
             self._said_refused = True
-            _log.warning(
-                "near: %s does not tell us what changes in it (%s): the near cache is off, and"
-                " tried again every minute. It takes Redis 6.0, and of an ACL user the rights"
-                " +client|tracking +pttl",
-                self._place(),
-                error.reason,
-            )
+            with signals_as_before():
+                _log.warning(
+                    "near: %s does not tell us what changes in it (%s): the near cache is off, and"
+                    " tried again every minute. It takes Redis 6.0, and of an ACL user the rights"
+                    " +client|tracking +pttl",
+                    self._place(),
+                    error.reason,
+                )

@@ -6,7 +6,6 @@ errors would also swallow a time limit that a signal handler raises meanwhile.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import logging
 import math
@@ -18,7 +17,8 @@ from collections.abc import Callable, Sequence
 
 from jmcache.fork import renew_in_child
 from jmcache.monitoring._metrics import Metrics
-from jmcache.signals import refuse_signals, signals_as_before
+from jmcache.signals import signals_as_before
+from jmcache.threads import start_thread, this_thread
 
 _log = logging.getLogger("jmcache.monitoring")
 
@@ -133,34 +133,18 @@ class Delivery:
             self._retry_at = now + START_RETRY_S
             self._turn += 1
             turn = self._turn
-        # Thread.start() is Python code. An exception from a signal handler in it comes out as a
-        # KeyError, in place of the time limit that it was: so it runs on a short-lived thread,
-        # where no signal handler does. The thread says that it runs, once it does: if one never
-        # gets so far, a later call starts another, and only the latest turn works.
-        try:
-            _thread.start_new_thread(self._launch, (turn,))
-        except RuntimeError:
-            pass  # the system has no thread left, or the interpreter is on its way out
-
-    def _launch(self, turn: int) -> None:
-        thread = threading.Thread(
-            target=self._run, args=(turn,), name="jmcache-metrics", daemon=True
-        )
-        self._thread = thread
-        try:
-            thread.start()
-        except RuntimeError:
-            pass  # as in _start
+        # The thread says that it runs, once it does: if one never gets so far, a later call starts
+        # another, and only the latest turn works.
+        start_thread("jmcache-metrics", self._run, turn)
 
     def _run(self, turn: int) -> None:
-        refuse_signals()
         bell = self._bell
         try:
             while True:
                 with self._lock:
                     if turn != self._turn:
                         return
-                    self._running = True
+                    self._running, self._thread = True, this_thread()
                     batch, self._batch = self._batch, []
                     gates, self._gates = self._gates, []
                     idle = self._resting = not batch and not gates
@@ -191,9 +175,10 @@ class Delivery:
                 self.sink_errors += 1
                 if place not in self._failed:
                     self._failed.add(place)
-                    _log.warning(
-                        "the metrics sink %s failed (%s); it is tried again with every"
-                        " measurement, and further failures are counted, not logged",
-                        type(sink).__name__,
-                        type(error).__name__,
-                    )
+                    with signals_as_before():
+                        _log.warning(
+                            "the metrics sink %s failed (%s); it is tried again with every"
+                            " measurement, and further failures are counted, not logged",
+                            type(sink).__name__,
+                            type(error).__name__,
+                        )

@@ -7,11 +7,13 @@ leaves their lock held; and a handler that hangs would take the caller with it.
 
 from __future__ import annotations
 
-import _thread
 import contextvars
 import logging
 import threading
 from typing import Any
+
+from jmcache.signals import signals_as_before
+from jmcache.threads import start_thread
 
 WAIT_S = 0.01  # a caller, or its event loop, waits no longer for order among lines; 0.0001 is usual
 
@@ -25,25 +27,15 @@ def say(log: logging.Logger, level: int, text: str, fields: dict[str, Any]) -> N
     gate = threading.Lock()
     gate.acquire()
     line = (contextvars.copy_context(), log, level, text, fields)
-    try:
-        # As elsewhere: Thread.start() is Python code, so it has no business on a caller's thread.
-        _thread.start_new_thread(_launch, (gate, line))
-    except RuntimeError:  # no thread is to be had, or the interpreter is on its way out
+    if not start_thread("jmcache-log", _speak, gate, line):
         _speak(gate, line)
     gate.acquire(timeout=WAIT_S)
-
-
-def _launch(gate: threading.Lock, line: Any) -> None:
-    thread = threading.Thread(target=_speak, args=(gate, line), name="jmcache-log", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # as in say
-        _speak(gate, line)
 
 
 def _speak(gate: threading.Lock, line: Any) -> None:
     context, log, level, text, fields = line
     try:
-        context.run(log.log, level, text, fields, extra={"jmcache": fields})
+        with signals_as_before():
+            context.run(log.log, level, text, fields, extra={"jmcache": fields})
     finally:
         gate.release()
