@@ -6,7 +6,10 @@ import asyncio
 import contextvars
 import dataclasses
 import math
+import os
+import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +30,7 @@ from jmcache import (
     Cache,
     CacheSettings,
     LoadContext,
+    LoaderOverloadedError,
     LoaderTimeoutError,
     LocalCache,
     Outcome,
@@ -430,6 +434,64 @@ def test_a_key_for_which_nothing_is_returned_is_loaded_once_for_all_who_wait() -
         thread.join(SOON_S)
     assert found == [{}] * 6
     assert slow.runs == 1
+
+
+def test_a_load_of_one_cache_is_none_of_another_that_its_loader_asks(
+    cache: RedisCache,
+    open_door: OpenDoor,  # noqa: F811
+) -> None:
+    """Tiers name their keys alike: the inner one would load at every call, and keep nothing."""
+    front = open_door(LocalCache(settings=CacheSettings(memory=True, namespace="edges")))
+    load = Loader("value")
+
+    def load_behind() -> Any:
+        return cache.get_or_set("k", load, lock_timeout=SOON_S)
+
+    for _ in range(2):
+        assert front.get_or_set("k", load_behind) == "value"
+        assert front.delete("k")
+    assert load.runs == 1
+    assert events(cache) == {"load": 1, "stored": 1}
+
+
+def test_a_load_of_another_cache_has_no_place_while_redis_is_away(
+    open_door: OpenDoor,  # noqa: F811
+) -> None:
+    """Behind another cache, the outage of Redis would be one of the database after all."""
+    front = open_door(LocalCache())
+    nobody = CacheSettings(host="127.0.0.1", port=1)
+    settings = dataclasses.replace(nobody, max_outage_loads=1)
+    slow = Loader("slow", waits=True)
+    with RedisCacheFactory.create_cache(settings) as away:
+        leading = front.begin("get_or_set", "a", lambda: away.get_or_set("a", slow))
+        assert slow.begun.wait(SOON_S)
+        with pytest.raises(LoaderOverloadedError):
+            front.get_or_set("b", lambda: away.get_or_set("b", pytest.fail, lock_timeout=0.05))
+        slow.may_end.set()
+        assert leading.result(SOON_S) == "slow"
+
+
+def test_a_worker_that_a_loader_forked_is_no_part_of_that_load() -> None:
+    """Nobody tells it that the load is over: it would load the key at every call for ever."""
+    cache = LocalCache()
+    children: list[int] = []
+
+    def load() -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+            children.append(os.fork())
+        if not children[0]:
+            signal.alarm(10)
+            runs: list[int] = []
+            try:
+                for _ in range(2):
+                    cache.get_or_set("k", lambda: runs.append(1))
+            finally:
+                os._exit(len(runs))
+        return "value"
+
+    assert cache.get_or_set("k", load) == "value"
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 1
 
 
 # TTLs -------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Computation:
 
     def steps(self, keys: tuple[Key, ...]) -> Steps[Results]:
         """Look, and compute what is needed; return what there is, by key."""
-        plan = self._plan
+        plan, shop = self._plan, self._shop
         self._began = time.monotonic()
         own_names = names_loading()
         early: Collection[Key] = ()
@@ -99,7 +99,7 @@ class Computation:
         for key, look in looks.items():
             if plan.force or not look.is_there or look.over_s > plan.stale_ttl:
                 # A loader that asks for what it is loading would wait for itself.
-                (own if key.name in own_names else missing)[key] = look
+                (own if shop.name(key.name) in own_names else missing)[key] = look
                 continue
             results[key] = Landed.of(look)
             if look.holder is None and (
@@ -109,7 +109,8 @@ class Computation:
         if stale and not plan.read_only:
             yield from self._refresh_soon(stale)
         if own:
-            loaded = yield Load(self._order.loader, own, tuple([key.name for key in own]))
+            names = tuple([shop.name(key.name) for key in own])
+            loaded = yield Load(self._order.loader, own, names)
             results |= {k: Landed(v, None, Outcome.MISS) for k, v in loaded.values.items()}
         if missing:
             results |= yield from self._fly(missing)

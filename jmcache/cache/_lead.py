@@ -26,7 +26,7 @@ from jmcache.cache._guard import LoadGuard, Permit
 from jmcache.cache._keeper import Hold, Keeper
 from jmcache.cache._look import Kept, Key, Look
 from jmcache.cache._plan import Plan, is_limit
-from jmcache.cache._steps import Ask, Load, Pause, Steps, Work, names_loading
+from jmcache.cache._steps import Ask, Load, Name, Pause, Steps, Work, names_loading
 from jmcache.cache._stops import Stops, Validate
 from jmcache.deadline import Deadline
 from jmcache.errors import LoaderOverloadedError, RedisError
@@ -40,6 +40,7 @@ _GUARD_PAUSE_S = 0.01  # between attempts to be one of those who may load withou
 _COOL_S = 5.0  # without a new attempt after a load failed, where an old value is at hand
 HOLDERS = 2  # waited for, one after the other: the first may have died
 _ATTEMPTS = 2  # to lease, while Redis is not known to be away
+_PLACE = b""  # among the names of a load: it has one of the guard's places, or its outer load has
 _LEAST_S = 0.001  # to store a result with, whatever looking for it took
 
 Looks = dict[Key, Look]
@@ -124,6 +125,18 @@ class Workshop:
     keeper: Keeper
     note: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
+
+    def name(self, name: bytes) -> Name:
+        """Return *name* as that of a load: another cache's load of the same name is none of ours.
+
+        Caches of one store are the same: the lease of one would hold off the other.
+        """
+        return id(self.stops.store), name
+
+    @property
+    def place(self) -> Name:
+        """What a load is named besides that takes up a place of the guard."""
+        return id(self.guard), _PLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,15 +360,18 @@ class Lead:
     def _load_held(self, looks: Looks, permit: Permit, leased: bool) -> Steps[None]:
         shop = self._shop
         try:
-            if not all([look.reached for look in looks.values()]) and not (
-                yield from self._enter(permit)
-            ):
+            reached = all([look.reached for look in looks.values()])
+            if not reached and not (yield from self._enter(permit)):
                 self._overloaded(looks)
                 return
             began = shop.clock()
-            names = tuple([key.name for key in looks])
+            names = [shop.name(key.name) for key in looks]
+            if not reached:
+                names.append(shop.place)
             try:
-                loaded: Loaded = yield from self._call(Load(self._order.loader, looks, names))
+                loaded: Loaded = yield from self._call(
+                    Load(self._order.loader, looks, tuple(names))
+                )
             except Exception as error:
                 if is_limit(error) or not self.is_failure(error):
                     raise  # whoever waits tries for himself
@@ -448,8 +464,8 @@ class Lead:
 
     def _enter(self, permit: Permit) -> Steps[bool]:
         """Wait for a place among those that load without Redis; False when there was none."""
-        if names_loading():
-            return True  # for a load that has a place: waiting for another could take all places
+        if self._shop.place in names_loading():
+            return True  # for a load that has one: waiting for another could take all of them
         until = Deadline(self._plan.lock_timeout)
         while not self._shop.guard.enter(permit):
             if until.expired:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -22,14 +23,18 @@ from jmcache.signals import signals_as_before
 T = TypeVar("T")
 
 
+Name = tuple[int, bytes]  # of a key: whose it is, as an id, since two caches may name it alike
+
+
 class Loading:
     """A load under way, as its loader's context has it."""
 
-    __slots__ = ("names", "over")
+    __slots__ = ("names", "over", "process")
 
-    def __init__(self, names: tuple[bytes, ...]) -> None:
+    def __init__(self, names: tuple[Name, ...]) -> None:
         self.names = names
         self.over = False  # what the loader began may go on, in a task with the same context
+        self.process = os.getpid()  # or in a worker that it forked, to whom nobody says it is over
 
 
 # The loads this thread or task, or whoever it works for, is part of: a loader that asks for its own
@@ -39,9 +44,14 @@ loading: contextvars.ContextVar[tuple[Loading, ...]] = contextvars.ContextVar(
 )
 
 
-def names_loading() -> set[bytes]:
+def names_loading() -> set[Name]:
     """Return the names that whoever calls this is loading."""
-    return {name for load in loading.get() if not load.over for name in load.names}
+    return {
+        name
+        for load in loading.get()
+        if not load.over and load.process == os.getpid()
+        for name in load.names
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,7 @@ class Load:
 
     loader: Callable[[Any], Any]
     looks: Any
-    names: tuple[bytes, ...]
+    names: tuple[Name, ...]
     failure: int = 0
 
     def call(self) -> Any:
