@@ -24,6 +24,9 @@ class Waiting(Protocol):
         future: Done when they do not want to any more.
     """
 
+    def go_alone(self) -> None:
+        """Wait for no flight any more: there is another way for one alone."""
+
     @property
     def key(self) -> Key: ...
 
@@ -50,9 +53,9 @@ class Gathering(Generic[W]):
         self.loop = weakref.ref(loop)  # a loop that is done with is not kept
         self.sizes = sizes
         self.waiting: deque[W] = deque()
+        self.out: set[Any] = set()  # the flights
         self.patience_s = patience_s
         self._most = most
-        self._out = 0  # flights
         self._leaving: asyncio.Handle | None = None
         self._crowd = 0  # of the latest flight
 
@@ -62,62 +65,74 @@ class Gathering(Generic[W]):
         if self._leaving is not None:
             return
         loop = asyncio.get_running_loop()
-        if self._out:
+        if self.out:
             self._leaving = loop.call_later(self.patience_s, self._leave)
         elif self._crowd > 1:
             self._leaving = loop.call_soon(self._leave)  # with whoever else asks in this turn
         else:
             self._leave()
 
-    def landed(self) -> None:
-        """A flight is over."""
-        self._out -= 1
-        if self.waiting and not self._out:
-            if self._leaving is not None:
-                self._leaving.cancel()
+    def landed(self, flight: object) -> None:
+        """One that was out is over."""
+        self.out.discard(flight)
+        if self.waiting and not self.out:
+            leaving = self._leaving
             self._leave()
+            if leaving is not None:  # until then it is there, should an exception come between
+                leaving.cancel()
 
     def _leave(self) -> None:
         """Let one flight leave; the next one when it has landed, or after the patience anew."""
         # All of them at the same time land at the same time, and take a connection each.
         self._leaving = None
-        while self.waiting:
-            flock = self.take()
-            if not flock:  # all were cancelled
-                continue
-            self._crowd = len(flock)
-            if self.depart(flock):
-                self._out += 1
-            if self._out:
-                break
-        if self.waiting:
-            self.left_behind()
-            self._leaving = asyncio.get_running_loop().call_later(self.patience_s, self._leave)
+        try:
+            while self.waiting:
+                flock: list[W] = []
+                try:
+                    self.take(flock)
+                    if flock:  # else all were cancelled
+                        self._crowd = len(flock)
+                        self.depart(flock)
+                except BaseException:  # from a signal handler, most likely
+                    send_alone(flock)
+                    raise
+                if self.out:
+                    break
+            if self.waiting:
+                self.left_behind()
+        finally:
+            if self.waiting:
+                self._leaving = asyncio.get_running_loop().call_later(self.patience_s, self._leave)
 
-    def take(self) -> list[W]:
-        """Return those of the first that wait who may leave together; they wait no more.
+    def take(self, flock: list[W]) -> None:
+        """Move those of the first that wait who may leave together to *flock*.
 
         None of them when the first ones do not want to any more.
         """
         most = self.sizes.most(self._most)
-        flock: list[W] = []
         while self.waiting and len(flock) < most:
             large = self.sizes.is_large(self.waiting[0].key)
             if large and flock:
                 break
-            one = self.waiting.popleft()
+            one = self.waiting[0]
             if not one.future.done():
-                flock.append(one)
-                if large:
-                    break
-        return flock
+                flock.append(one)  # before it waits no more: it must not be in neither of the two
+            self.waiting.popleft()
+            if large and flock:
+                break
 
-    def depart(self, flock: list[W]) -> bool:
-        """Let *flock* leave, which calls `landed` once it is over; False when it is over now.
+    def depart(self, flock: list[W]) -> None:
+        """Let *flock* leave: be `out`, until it has `landed`; or send it alone.
 
-        Whatever it raises, none of them is left to wait for ever.
+        Whoever raises leaves nothing out; all of *flock* are sent alone then.
         """
         raise NotImplementedError
 
     def left_behind(self) -> None:
         """Some wait for another flight."""
+
+
+def send_alone(flock: list[W]) -> None:
+    """Let all of *flock* go alone."""
+    for one in flock:
+        one.go_alone()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from jmcache.aio._gathering import Gathering
+from jmcache.aio._gathering import Gathering, send_alone
 from jmcache.cache import Adapting, AwaitedLook, Key, Look
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisError, RedisHurriedError
@@ -39,6 +39,9 @@ class _Read:
         if not self.future.done():
             self.future.set_result(answer)
 
+    def go_alone(self) -> None:
+        self.tell(None)
+
 
 class Reads(Gathering[_Read]):
     """Those of one loop, for its thread alone."""
@@ -46,7 +49,6 @@ class Reads(Gathering[_Read]):
     def __init__(self, cache: Adapting, sizes: Sizes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop, sizes, _MOST, _PATIENCE_S)
         self._cache = cache
-        self._flights: set[_Flight] = set()
         self._alarm: asyncio.TimerHandle | None = None  # for whoever is out for too long
         self._alarm_at = 0.0
         self._landed: deque[tuple[AwaitedLook, _Read]] = deque()
@@ -68,39 +70,33 @@ class Reads(Gathering[_Read]):
 
     def abandon(self) -> None:
         """Let go of all connections: the loop is closed."""
-        for flight in self._flights:
+        for flight in self.out:
             flight.close()
-        self._flights.clear()
+        self.out.clear()
 
-    def depart(self, flock: list[_Read]) -> bool:
+    def depart(self, flock: list[_Read]) -> None:
         flight = _Flight(self, flock)
         try:
-            look = self._cache.begin_look(flight.keys, flight.deadline)
-            if look is not None:
-                flight.begin(look)
+            flight.look = self._cache.begin_look(flight.keys, flight.deadline)
+            if flight.look is None:
+                send_alone(flock)
+                return
+            self.out.add(flight)
+            self._see_to(flight)
+            flight.watch(flight.look.fileno())
+            sizes = self.sizes
+            long = sizes.is_large(flock[0].key) or sizes.takes_long(len(flock))
+            self.patience_s = _LARGE_PATIENCE_S if long else _PATIENCE_S
         except BaseException:
+            self.out.discard(flight)
             flight.close()
-            self._send_to_threads(flock)
             raise
-        if look is None:
-            self._send_to_threads(flock)
-            return False
-        self._flights.add(flight)
-        self._see_to(flight)
-        sizes = self.sizes
-        long = sizes.is_large(flock[0].key) or sizes.takes_long(len(flock))
-        self.patience_s = _LARGE_PATIENCE_S if long else _PATIENCE_S
-        return True
-
-    def _send_to_threads(self, flock: list[_Read]) -> None:
-        for read in flock:
-            read.tell(None)
 
     def left_behind(self) -> None:
         late = [read for read in self.waiting if read.deadline.expired]
         for read in late:
-            self.waiting.remove(read)
             read.tell(RedisHurriedError("the deadline was over before Redis could be asked"))
+            self.waiting.remove(read)
 
     def _see_to(self, flight: _Flight) -> None:
         """Have *flight* looked after when it is due."""
@@ -115,20 +111,26 @@ class Reads(Gathering[_Read]):
 
     def _ring(self) -> None:
         self._alarm = None
-        for flight in tuple(self._flights):
-            if flight.due.expired:
-                flight.time_over()
-        if self._flights:
-            self._see_to(min(self._flights, key=lambda flight: flight.due.at))
+        try:
+            for flight in tuple(self.out):
+                if flight.due.expired:
+                    flight.time_over()
+        finally:  # whom an exception from a signal handler kept from being told is told then
+            if self._landed and self._handing is None:
+                self._hand_out()
+            if self.out:
+                self._see_to(min(self.out, key=lambda flight: flight.due.at))
 
     def land(self, flight: _Flight, look: AwaitedLook) -> None:
         """The round trip of *flight* is over, and *look* has what came of it."""
-        if flight in self._flights:
-            self._flights.discard(flight)
+        if flight in self.out:
+            # Before it is out no more: until then, somebody looks when its time is over.
+            self._landed.extend([(look, read) for read in flight.flock])
             try:
-                self.landed()
+                self.landed(flight)
             finally:
-                self.hand(look, flight.flock)
+                if self._handing is None:
+                    self._hand_out()
 
     def hand(self, look: AwaitedLook, flock: list[_Read]) -> None:
         """Tell *flock* what *look* found for them, as soon as the loop can be spared for it."""
@@ -143,18 +145,18 @@ class Reads(Gathering[_Read]):
         landed, learn = self._landed, self.sizes.learn
         try:
             while landed and left > 0:
-                look, read = landed.popleft()
-                if read.future.done():
-                    continue
-                answer: Answer = None
-                try:
-                    answer = look.look(read.key)
-                finally:
-                    read.future.set_result(answer)
-                if isinstance(answer, Look) and answer.body is not None:
-                    size = len(answer.body)
-                    learn(read.key, size)
-                    left -= size
+                look, read = landed[0]  # to be taken off when they are told
+                if not read.future.done():
+                    answer: Answer = None
+                    try:
+                        answer = look.look(read.key)
+                    finally:
+                        read.future.set_result(answer)
+                    if isinstance(answer, Look) and answer.body is not None:
+                        size = len(answer.body)
+                        learn(read.key, size)
+                        left -= size
+                landed.popleft()
         finally:
             if landed or left < _TURN_BYTES - _NOTABLE:
                 self._handing = asyncio.get_running_loop().call_soon(self._hand_out)
@@ -166,6 +168,7 @@ class _Flight:
     Attributes:
         deadline: Of the one who can wait longest.
         due: Of the one who cannot.
+        look: What is waited for; None when nothing is.
     """
 
     def __init__(self, reads: Reads, flock: list[_Read]) -> None:
@@ -177,7 +180,7 @@ class _Flight:
         self.flock = flock
         self.loop = asyncio.get_running_loop()
         self._reads = reads
-        self._look: AwaitedLook | None = None
+        self.look: AwaitedLook | None = None
         self._watched = -1  # the descriptor
         for read in flock:
             read.flight = self
@@ -186,12 +189,7 @@ class _Flight:
     def _due(flock: list[_Read]) -> Deadline:
         return min([read.deadline for read in flock], key=_moment)
 
-    def begin(self, look: AwaitedLook) -> None:
-        """Wait for *look*, which has begun."""
-        self._look = look
-        self._watch(look.fileno())
-
-    def _watch(self, descriptor: int) -> None:
+    def watch(self, descriptor: int) -> None:
         """Wait until *descriptor*, and no other, can be read; -1: none."""
         if descriptor == self._watched:
             return
@@ -202,19 +200,19 @@ class _Flight:
             self.loop.add_reader(descriptor, self._step)
 
     def _step(self) -> None:
-        look = self._look
+        look = self.look
         if look is None:
             return
         over = True
         # Before it may be closed: uvloop hangs when a descriptor is that it still waits for.
-        self._watch(-1)
+        self.watch(-1)
         try:
             over = look.step()
         finally:
             if over:
                 self._land(look)
             else:
-                self._watch(look.fileno())
+                self.watch(look.fileno())
                 if self._watched < 0:  # it has something to do besides
                     self.loop.call_soon(self._step)
         if look.waits_for_tags:
@@ -224,12 +222,12 @@ class _Flight:
         """Let those go on who would not wait for tags if they were alone."""
         untagged = [read for read in self.flock if not look.depends_on_tags(read.key)]
         if untagged:
-            self.flock = [read for read in self.flock if look.depends_on_tags(read.key)]
             self._reads.hand(look, untagged)
+            self.flock = [read for read in self.flock if look.depends_on_tags(read.key)]
 
     def time_over(self) -> None:
         """Of one of them at least."""
-        look = self._look
+        look = self.look
         if look is None:
             return
         patient = []
@@ -243,28 +241,28 @@ class _Flight:
         if patient:
             self.due = self._due(patient)
             return
-        self._watch(-1)
+        self.watch(-1)
         look.give_up()
         self._land(look)
 
     def forsake(self) -> None:
         """One of them was cancelled. The answer is of no use when all were."""
-        if self._look is not None and all([read.future.done() for read in self.flock]):
-            self._land(self._look)
+        if self.look is not None and all([read.future.done() for read in self.flock]):
+            self._land(self.look)
 
     def close(self) -> None:
-        """Let go of the connection; nobody is told."""
-        look, self._look = self._look, None
+        """Let go of the connection; nobody is told. Idempotent."""
         if self._watched >= 0 and not self.loop.is_closed():
-            self._watch(-1)
-        if look is not None:
-            look.close()
+            self.watch(-1)
+        if self.look is not None:
+            self.look.close()
 
     def _land(self, look: AwaitedLook) -> None:
         try:
             self.close()
         finally:
             self._reads.land(self, look)
+        self.look = None
 
 
 def _moment(deadline: Deadline) -> float:

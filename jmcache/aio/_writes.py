@@ -9,7 +9,7 @@ import time
 from functools import partial
 from typing import Any
 
-from jmcache.aio._gathering import Gathering
+from jmcache.aio._gathering import Gathering, send_alone
 from jmcache.aio._threads import Threads
 from jmcache.cache import Cache, Kept, Key
 from jmcache.deadline import Deadline
@@ -39,6 +39,9 @@ class _Write:
         if not self.future.done():
             self.future.set_result(problem)
 
+    def go_alone(self) -> None:
+        self.tell(_ALONE)
+
 
 class Writes(Gathering[_Write]):
     """Those of one loop, for its thread alone; all with the time that the setting gives them."""
@@ -62,17 +65,16 @@ class Writes(Gathering[_Write]):
             [problem] = await self._set_each([write])
         return self._adapting.wrote(problem, write.started)
 
-    def depart(self, flock: list[_Write]) -> bool:
+    def depart(self, flock: list[_Write]) -> None:
         flight = self._fly(flock)
         try:
             task = asyncio.get_running_loop().create_task(flight)
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, flock))
+            self.out.add(flock[0])
         except BaseException:
             flight.close()
-            _tell(flock, [_ALONE] * len(flock))
             raise
-        return True
 
     async def _fly(self, flock: list[_Write]) -> None:
         problems: list[RedisError | None] = [_ALONE] * len(flock)
@@ -82,9 +84,15 @@ class Writes(Gathering[_Write]):
                 problems = await self._set_each(flock)
         finally:
             try:
-                self.landed()
+                self.landed(flock[0])
             finally:
                 _tell(flock, problems)
+
+    def _ended(self, flock: list[_Write], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.out.discard(flock[0])
+        if not flock[-1].future.done():  # an exception from a signal handler struck at its end
+            send_alone(flock)
 
     async def _set_each(self, flock: list[_Write]) -> list[RedisError | None]:
         wanted = [(write.key, write.value, write.kept) for write in flock]
