@@ -212,6 +212,33 @@ def test_a_hit_is_validated(make):
         cache.get("k", timeout=-1)
 
 
+def renames(value):
+    value["title"] = value.pop("name")
+
+
+def renames_or_says_why(value):
+    try:
+        renames(value)
+    except TypeError as error:
+        raise ValueError("not a job") from error
+
+
+@pytest.mark.parametrize("validate", [renames, renames_or_says_why])
+def test_a_validation_may_work_on_what_it_is_given(make, validate):
+    """As pydantic's model_validator(mode="before") does: each entry would be removed from Redis."""
+    cache = make(validate=validate, warm=False)
+    cache.set("k", {"name": "cook"})
+    found = [cache.lookup("k")]
+    keep(cache, "k")
+    found.append(cache.lookup("k", validate=validate))
+    assert [(one.outcome, one.value) for one in found] == [(Outcome.HIT, {"name": "cook"})] * 2
+    assert cache.get_many(["k"], validate=validate) == {"k": {"name": "cook"}}
+    assert cache.get_or_set("k", pytest.fail, validate=validate) == {"name": "cook"}
+    assert not [key for key in cache.stats().operations if key[1] == "corrupt"]
+    cache.set("k", {"neither": 0})
+    assert cache.lookup("k").outcome is Outcome.CORRUPT
+
+
 # Awaited
 
 

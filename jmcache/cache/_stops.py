@@ -330,18 +330,25 @@ class Stops:
         """Has the cache a validation of its own?"""
         return self._validate is not None
 
-    def accepted(
-        self, look: Look | RedisError, validate: Validate | None
-    ) -> Look | RedisCorruptEntryError | RedisError:
+    def accepted(self, look: Look | RedisError, validate: Validate | None) -> Look | RedisError:
         """Return *look*, or why its value does not pass; None: by the cache's own validation."""
         validate = self._validate if validate is None else validate
         if validate is None or isinstance(look, RedisError) or not look.is_there:
             return look
         try:
-            _check(look.value, validate)
-        except RedisCorruptEntryError as error:
+            self._check(look, validate)
+        except RedisError as error:
             return error
         return look
+
+    def _check(self, look: Look, validate: Validate) -> None:
+        try:
+            _check(look.value, validate)
+        except RedisCorruptEntryError:
+            if not self.settings.near or look.body is None:
+                raise
+            # It may have tried to change what nobody can, and say so in words of its own.
+            _check(self._serializer.deserialize(look.body), validate)
 
     def remember(self, space: bytes, counter: int | RedisError | None) -> None:
         """Note what a counter of the namespace was seen to be; an error for one that was not."""
