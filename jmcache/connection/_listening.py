@@ -229,7 +229,7 @@ class Listening:
         until = asked_at + _TRUST_SHARE * self._lag_s
         if asked_at - self._proven_at < _PROOF_S and not self._hears.extend(self._session, until):
             # By a thread of an earlier turn, which ends: nobody would be believed any more.
-            raise RedisConnectionError("another session was opened since", reason="superseded")
+            raise RedisConnectionError("another session was opened since")
 
 
 def hush(bell: socket.socket) -> None:
