@@ -258,6 +258,38 @@ def test_a_fresh_value_is_refreshed_after_its_share_of_the_ttl(
     assert door.cache.stats().operations["get_or_set", "hit", ""] == 21
 
 
+def test_an_early_refresh_that_failed_is_not_repeated_for_5_s(
+    door: Door, clock: ManualClock
+) -> None:
+    """A popular key would ask a database that is down at every read, for the rest of its TTL."""
+    options = {"ttl": 100.0, "early_refresh": 0.5}
+    assert door.get_or_set("k", lambda: "old", **options) == "old"
+    clock.advance(51)
+    failing = Loader(ConnectionError())
+    for _ in range(10):
+        assert door.get_or_set("k", failing, **options) == "old"
+        wait_until(lambda: _cools(door))
+    assert failing.runs == 1
+    clock.advance(5.1)
+    assert door.get_or_set("k", failing, **options) == "old"
+    wait_until(lambda: failing.runs == 2)
+
+
+def test_who_forces_a_load_is_not_held_off_by_an_early_refresh_that_failed(
+    door: Door, clock: ManualClock
+) -> None:
+    """Nor is who comes when the value has ended meanwhile: he has nothing else."""
+    options = {"ttl": 100.0, "early_refresh": 0.5}
+    for at_s, forced in ((51, True), (99, False)):
+        assert door.get_or_set("k", lambda: "old", force=True, **options) == "old"
+        clock.advance(at_s)
+        assert door.get_or_set("k", Loader(ConnectionError()), **options) == "old"
+        wait_until(lambda: _cools(door))
+        clock.advance(2)
+        call = door.begin("get_or_set", "k", lambda: "new", force=forced, **options)
+        assert call.result(4.0) == "new"
+
+
 def test_xfetch_refreshes_the_sooner_the_dearer_as_often_as_the_paper_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -431,7 +431,9 @@ class Lead:
         may_cover = plan.may_cover(error)
         if may_cover:
             cooled = [
-                key for key in looks if key in self._held and looks[key].is_within(plan.after_s)
+                key
+                for key, look in looks.items()
+                if key in self._held and look.is_there and look.over_s <= plan.after_s
             ]
             self._free(cooled, _COOL_S)
         covered = may_cover and all(
