@@ -17,6 +17,7 @@ import pytest
 from scripted_server import ScriptedServer, answering
 
 from jmcache.connection import RedisConnectionManager, _look_up
+from jmcache.connection._look_up import LookUp
 from jmcache.connection._resolver import Found, Resolver
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisConnectionError, RedisTimeoutError
@@ -214,6 +215,44 @@ def test_without_a_thread_there_is_an_error_and_no_wait(
         assert time.perf_counter() - began < 1.0
         assert caught.value.reason == "dns"
     assert hosts(resolver.get(soon())) == ["10.0.0.1"]
+
+
+class Hanging(LookUp[str]):
+    """Comes back from its first question when it may, and from the others at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+        self.may_end = threading.Event()
+        self.asked = 0
+
+    def _ask(self) -> str:
+        self.asked += 1
+        number = self.asked
+        self.begun.set()
+        assert number > 1 or self.may_end.wait(10)
+        return f"answer {number}"
+
+    def _vain(self, why: str) -> RedisConnectionError:
+        return RedisConnectionError(why)
+
+
+def test_one_that_never_comes_back_is_given_up() -> None:
+    """A password function that hung once left the cache without Redis for good."""
+    look_up = Hanging()
+    first = look_up._start()
+    assert look_up.begun.wait(10)
+    with pytest.raises(RedisConnectionError):
+        look_up.get(Deadline(0.01))
+    assert look_up.asked == 1
+    first.given_up_at = time.monotonic()
+    assert look_up._start().patience_s == 2 * first.patience_s
+    assert look_up.get(soon()).startswith("answer")
+    assert look_up.asked > 1
+    look_up.may_end.set()
+    _look_up.wait(first, soon())
+    assert first.found == "answer 1"
+    assert look_up._last_found != "answer 1", "it is older than what came after it"
 
 
 class Interrupt(Exception):  # noqa: N818 - it is no error

@@ -3,13 +3,14 @@
 The operating system's look-up of a name knows no timeout (10 to 28 s were measured for a name
 server that is silent), and neither does a function of the application's. So it runs on a thread of
 its own, one at a time, and the caller waits as long as its deadline allows. When it is late, or
-fails, what it found last serves on.
+fails, what it found last serves on. One that never comes back is given up, and asked again.
 """
 
 from __future__ import annotations
 
 import _thread
 import threading
+import time
 from typing import Generic, TypeVar
 
 from jmcache.deadline import Deadline
@@ -21,12 +22,16 @@ T = TypeVar("T")
 
 _LOOK_AGAIN_S = 0.02  # an interrupted waiter may keep the gate shut; nobody waits longer for it
 _SHARE_WITH_SPARE = 0.5  # of the deadline, when something older is at hand
+# Then the next one is asked, beside the one that hangs; for twice as long, until one comes back.
+_PATIENCE_S = 30.0
 
 
 class Asking(Generic[T]):
     """One look-up. The gate is shut until it has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float) -> None:
+        self.patience_s = patience_s
+        self.given_up_at = time.monotonic() + patience_s
         self.gate = threading.Lock()
         self.gate.acquire()
         self.ended = False
@@ -77,9 +82,10 @@ class LookUp(Generic[T]):
 
     def _start(self) -> Asking[T]:
         with self._lock:
-            if self._under_way is not None:
-                return self._under_way
-            asking = Asking[T]()
+            last = self._under_way
+            if last is not None and time.monotonic() < last.given_up_at:
+                return last
+            asking = Asking[T](_PATIENCE_S if last is None else 2 * last.patience_s)
             try:
                 # Not threading's Thread: to start one waits in a way that a signal handler's
                 # exception leaves locked.
@@ -99,10 +105,9 @@ class LookUp(Generic[T]):
             asking.problem = error
         finally:
             with self._lock:
-                if asking.found is not None:
-                    self._last_found = asking.found
-                if self._under_way is asking:
+                if self._under_way is asking:  # else given up: what it says is older
                     self._under_way = None
+                    self._last_found = self._last_found if asking.found is None else asking.found
             asking.ended = True
             asking.gate.release()
 
