@@ -110,11 +110,12 @@ class Journal:
     def voids(self, names: Iterable[bytes], since: int) -> bool:
         """Is what depends on one of *names* invalid, as Redis has it or had it a moment ago?
 
+        False in any case where nothing is owed and after that `settled` is *since* still: who looks
+        at that, in this order, is spared this call.
+
         Args:
             since: What `settled` was before Redis was asked.
         """
-        if not self._debts and self.settled == since:
-            return False
         for name in names:
             # In this order: a debt is settled before it is taken off.
             if name in self._debts or (self._last and self._last[hash(name) % _SLOTS] > since):

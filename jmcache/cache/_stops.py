@@ -160,7 +160,10 @@ class Stops:
         if found is None or self.closed:
             return None
         entry, look = found
-        if self.journal.voids((name, self._space, *entry.counters), since):
+        journal = self.journal
+        if (journal or journal.settled != since) and journal.voids(
+            (name, self._space, *entry.counters), since
+        ):
             return None
         if validate is not None or self._validate is not None:
             answer = self.accepted(look, validate)
@@ -431,7 +434,8 @@ class Stops:
 
     def _holds(self, key: Key, entry: Entry, space: bytes, known: Counters, since: int) -> bool:
         counters = (space, *map(self.keys.tag_counter, entry.tags)) if entry.tags else (space,)
-        if self.journal.voids((key.name, *counters), since):
+        journal = self.journal
+        if (journal or journal.settled != since) and journal.voids((key.name, *counters), since):
             return False  # invalid, though Redis did not know it yet
         total = 0
         for counter in counters:
