@@ -509,9 +509,33 @@ def test_a_lease_is_given_back_however_long_refreshes_take(stage: Stage) -> None
     over = threading.Event()
     try:
         occupy(here._shop.background, over)
-        with pytest.raises(ZeroDivisionError):
-            stage.begin(here, Loader(ZeroDivisionError())).result(SOON_S)
+        with pytest.raises(SystemExit):  # no failure of the loader: given back in the background
+            stage.begin(here, Loader(SystemExit())).result(SOON_S)
         wait_until(lambda: not stage.leases())
         assert stage.begin(there, Loader("there's")).result(SOON_S) == "there's"
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("left", [[], [b"cooling"]], ids=["nothing old", "an old value"])
+def test_a_lease_is_given_back_before_a_caller_hears_that_his_loader_failed(
+    left: list[bytes], stage: Stage
+) -> None:
+    """His process ends with that: every other one would wait for a lease of nobody."""
+    here, there = stage.caches()
+    options: dict[str, Any] = {"ttl": 0.001, "stale_if_error": LONG_S}
+    if left:
+        assert there.get_or_set("k", lambda: "old", **options) == "old"
+        wait_until(lambda: there.lookup("k").outcome is Outcome.STALE)
+    over = threading.Event()
+    try:
+        occupy(here._shop.returns, over)  # nothing is done in the background any more
+        failing = stage.begin(here, Loader(ZeroDivisionError()), **options)
+        if left:
+            assert failing.result(SOON_S) == "old"
+        else:
+            with pytest.raises(ZeroDivisionError):
+                failing.result(SOON_S)
+        assert [stage.server.command("GET", lease) for lease in stage.leases()] == left
     finally:
         over.set()

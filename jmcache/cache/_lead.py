@@ -375,7 +375,7 @@ class Lead:
             except Exception as error:
                 if is_limit(error) or not self.is_failure(error):
                     raise  # whoever waits tries for himself
-                self._failed(looks, error)
+                yield from self._failed(looks, error, leased)
                 return
             cost_s = shop.clock() - began
         finally:
@@ -425,17 +425,10 @@ class Lead:
             negative=negative,
         )
 
-    def _failed(self, looks: Looks, error: Exception) -> None:
+    def _failed(self, looks: Looks, error: Exception, leased: bool) -> Steps[None]:
         """Go on with what the loader raised: hand out the old values, or raise it."""
         plan = self._plan
         may_cover = plan.may_cover(error)
-        if may_cover:
-            cooled = [
-                key
-                for key, look in looks.items()
-                if key in self._held and look.is_there and look.over_s <= plan.after_s
-            ]
-            self._free(cooled, _COOL_S)
         covered = may_cover and all(
             [look.is_within(plan.stale_if_error) for look in looks.values()]
         )
@@ -444,6 +437,14 @@ class Lead:
                 self._land(key, Landed.of(look, Outcome.STALE))
             else:
                 self._flights[key].crash(error)
+        if leased:
+            cooled = {
+                key
+                for key, look in looks.items()
+                if may_cover and look.is_there and look.over_s <= plan.after_s
+            }
+            yield from self._give_back(cooled, _COOL_S)
+            yield from self._give_back(looks.keys() - cooled, 0.0)
         if not covered:
             raise error
         self._shop.note("stale_on_error")
@@ -520,6 +521,21 @@ class Lead:
             self._shop.returns.submit(
                 lambda: _quietly(lambda: free(keys, token, cool_s, Deadline(timeout_s)))
             )
+
+    def _give_back(self, keys: Iterable[Key], cool_s: float) -> Steps[None]:
+        """Give leases back that are ours, before anything else.
+
+        In the background that may be never: a process often ends with what its loader raised, and
+        every other one would wait for it.
+        """
+        keys, token, free = tuple(keys), self._token, self._shop.stops.free
+        if not keys:
+            return
+        try:
+            yield from self._asking.ask(lambda deadline: free(keys, token, cool_s, deadline))
+            self._held.difference_update(keys)
+        except RedisError:
+            self._free(keys, cool_s)
 
     def _land(self, key: Key, landed: Landed) -> None:
         self._flights[key].land(landed)
