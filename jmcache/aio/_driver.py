@@ -9,7 +9,19 @@ from functools import partial
 from typing import Any, TypeVar
 
 from jmcache.aio._threads import Call, Threads
-from jmcache.cache import Ask, Cache, Join, Loading, Pause, RedisCache, Step, Steps, Work, loading
+from jmcache.cache import (
+    Ask,
+    Cache,
+    Join,
+    Load,
+    Loading,
+    Pause,
+    RedisCache,
+    Step,
+    Steps,
+    Work,
+    loading,
+)
 from jmcache.deadline import Deadline
 from jmcache.flight import Flight
 
@@ -17,6 +29,7 @@ T = TypeVar("T")
 
 _NO_LIMIT_S = 10 * 86_400.0
 _LOADER_THREADS = 32  # for loaders that are plain functions: theirs, so that they hold up no call
+_NO_LIMIT = 1_000_000
 _LOOK_AGAIN_S = 0.5
 _TASKS = 256  # computations in the background of one loop; more are skipped or taken by the caller
 
@@ -28,11 +41,16 @@ class Driver:
         self._cache = cache
         self._threads = threads
         self._loaders = Threads(lambda: _LOADER_THREADS, "jmcache-load")
+        # For what a loader on a thread asks for. It must not wait for a thread: that may be one of
+        # those that wait for it. There come to be as many as such loads at the same time, which are
+        # no more than the loaders on threads ask for.
+        self._inner_loaders = Threads(lambda: _NO_LIMIT, "jmcache-load-inner")
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop knows its tasks only weakly
 
     def close(self) -> None:
         """Let the threads of loaders end; waits for none."""
         self._loaders.close()
+        self._inner_loaders.close()
 
     async def take_all(self, steps: Steps[T]) -> T:
         """Take all *steps*, and return what they lead to."""
@@ -79,13 +97,17 @@ class Driver:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         mark = Loading(step.names)
-        before = loading.set((*loading.get(), mark))
+        outer = loading.get()
+        before = loading.set((*outer, mark))
         try:
             if getattr(step.loader, "is_async", False):
                 loaded = step.loader(step.looks)
             else:
+                inner = any([load.on_thread for load in outer])
+                threads = self._inner_loaders if inner else self._loaders
                 # As long as it takes: whoever waits for it has a limit.
-                loaded = await _done(self._loaders.begin(step.call, Deadline(_NO_LIMIT_S)))
+                work = partial(_load, mark, step)
+                loaded = await _done(threads.begin(work, Deadline(_NO_LIMIT_S)))
             return await loaded if inspect.isawaitable(loaded) else loaded
         except BaseException as error:
             if isinstance(error, StopIteration):  # no coroutine lets that through
@@ -95,6 +117,15 @@ class Driver:
         finally:
             mark.over = True
             loading.reset(before)
+
+
+def _load(mark: Loading, step: Load) -> Any:
+    """Load on a thread."""
+    mark.on_thread = True
+    try:
+        return step.call()
+    finally:
+        mark.on_thread = False
 
 
 async def _done(call: Call[T]) -> T:

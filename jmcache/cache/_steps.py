@@ -27,12 +27,17 @@ Name = tuple[int, bytes]  # of a key: whose it is, as an id, since two caches ma
 
 
 class Loading:
-    """A load under way, as its loader's context has it."""
+    """A load under way, as its loader's context has it.
 
-    __slots__ = ("names", "over", "process")
+    Attributes:
+        on_thread: Does its loader hold one of the threads that are for loaders?
+    """
+
+    __slots__ = ("names", "on_thread", "over", "process")
 
     def __init__(self, names: tuple[Name, ...]) -> None:
         self.names = names
+        self.on_thread = False
         self.over = False  # what the loader began may go on, in a task with the same context
         self.process = os.getpid()  # or in a worker that it forked, to whom nobody says it is over
 
