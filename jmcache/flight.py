@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any, Self
 
 from jmcache.deadline import Deadline
@@ -47,13 +48,14 @@ class Flight:
             begun. Set by the leader.
     """
 
-    __slots__ = ("_bells", "_is_over", "crew", "error", "mark", "result")
+    __slots__ = ("_bells", "_is_over", "_traceback", "crew", "error", "mark", "result")
 
     def __init__(self, crew: Crew) -> None:
         self.crew = weakref.ref(crew)
         self._is_over = False
         self.result: tuple[Any] | None = None
         self.error: BaseException | None = None
+        self._traceback: TracebackType | None = None  # of the error, as it was given
         self.mark: Any = None
         self._bells: deque[Bell] = deque()
 
@@ -71,8 +73,16 @@ class Flight:
     def crash(self, error: BaseException) -> None:
         """End it with what the loader raised. Only the first end counts."""
         if not self._is_over:
+            self._traceback = error.__traceback__
             self.error = error
             self.end()
+
+    def check(self) -> None:
+        """Raise what *crash* was given, if it was."""
+        if self.error is not None:
+            # Each time it is raised it adds to what it has: the last of a hundred who waited would
+            # be shown the ways of all of them.
+            raise self.error.with_traceback(self._traceback)
 
     def end(self) -> None:
         """End it, with nothing to show unless that was said before. Idempotent."""

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -189,3 +190,21 @@ def test_a_coroutine_waits_for_no_leader_that_was_torn_away(
         return await asyncio.wait_for(waiting, SOON_S / 2)
 
     assert asyncio.run(use()) is True
+
+
+def test_an_error_is_the_same_to_all_who_waited(flights: Flights) -> None:
+    """A hundred waiters: the last one's traceback had a thousand lines of the others' ways."""
+    flight = flights.board(b"k", Flight(CREW))
+    flight.check()
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError as error:
+        flight.crash(error)
+    for _ in range(10):
+        with pytest.raises(ZeroDivisionError) as caught:
+            flight.check()
+        assert [entry.name for entry in traceback.extract_tb(caught.value.__traceback__)] == [
+            "test_an_error_is_the_same_to_all_who_waited",
+            "check",
+            "test_an_error_is_the_same_to_all_who_waited",
+        ]

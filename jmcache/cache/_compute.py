@@ -161,8 +161,7 @@ class Computation:
                         continue
                     if flight.result == _ABSENT:
                         continue
-                    if flight.error is not None:
-                        raise flight.error
+                    flight.check()
                     if not flight.ended and limit.expired:
                         results[key] = self._instead(missing[key])
                         continue
@@ -252,14 +251,13 @@ class Computation:
         for key, flight in flights.items():
             if not (yield Join(flight, limit.remaining())):
                 results[key] = self._instead(looks[key])
-            elif flight.error is not None:
-                raise flight.error
-            elif flight.result is not None and flight.result != _ABSENT:
+                continue
+            flight.check()
+            if flight.result is not None and flight.result != _ABSENT:
                 results[key] = flight.result[0]  # loaded for this caller: the others get copies
         # Who computed a value finds it in the cache afterwards, unless that takes too long.
         yield Join(whole, min(limit.remaining(), self._order.timeout_s))
-        if whole.error is not None:
-            raise whole.error
+        whole.check()
         return results
 
     def _lead_elsewhere(
