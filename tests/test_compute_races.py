@@ -539,3 +539,15 @@ def test_a_lease_is_given_back_before_a_caller_hears_that_his_loader_failed(
         assert [stage.server.command("GET", lease) for lease in stage.leases()] == left
     finally:
         over.set()
+
+
+def test_a_load_that_hangs_holds_the_others_off_for_a_limited_time(stage: Stage) -> None:
+    """Renewed for ever, its lease lets nobody keep anything until that process ends."""
+    here, there = stage.caches(lock_timeout=0.02)
+    hanging = Loader("late", waits=True)
+    leading = stage.begin(here, hanging)
+    assert hanging.begun.wait(SOON_S)
+    wait_until(lambda: stage.begin(there, lambda: "new").result(SOON_S) and there.get("k"))
+    hanging.may_end.set()
+    assert leading.result(SOON_S) == "late"
+    assert there.get("k") == "new", "who lost his lease stores nothing"

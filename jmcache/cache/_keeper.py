@@ -1,7 +1,8 @@
 """Keeps the leases of loads that take longer than a lease lasts.
 
 A lease ends soon, because its holder may have died; and a value is stored only under a lease that
-is still held, because a delete may have voided it. So whoever is alive and loads has it renewed.
+is still held, because a delete may have voided it. So whoever is alive and loads has it renewed. A
+load that never ends must not hold off the others for ever, though.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from jmcache.fork import renew_in_child
 from jmcache.threads import start_thread
 
 _RENEWALS = 3  # in the time a lease lasts: one of them may be lost
+_LONGEST = 30  # times a lease: who loads for longer hangs, and the others are to be rid of him
 _REST_S = 10.0  # without a load the thread ends
 
 
 class Hold:
     """The leases of one load; kept as long as somebody has this, and until `end`."""
 
-    __slots__ = ("__weakref__", "due", "every_s", "lease_s", "leases", "token")
+    __slots__ = ("__weakref__", "due", "every_s", "lease_s", "leases", "token", "until")
 
     def __init__(self, leases: list[bytes], token: bytes, lease_s: float) -> None:
         """Hold *leases*, which last *lease_s* seconds, by *token*."""
@@ -32,7 +34,9 @@ class Hold:
         self.token = token
         self.lease_s = lease_s
         self.every_s = lease_s / _RENEWALS
-        self.due = time.monotonic() + self.every_s
+        now = time.monotonic()
+        self.due = now + self.every_s
+        self.until = now + _LONGEST * lease_s
 
     def end(self) -> None:
         """Keep them no longer."""
@@ -103,6 +107,8 @@ class Keeper:
         due = math.inf
         for one in self._holds.copy():
             hold = one()
+            if hold is not None and hold.until <= now:
+                hold.end()
             if hold is None or not hold.leases:
                 continue
             if hold.due <= now:
