@@ -12,7 +12,7 @@ import celery
 import pytest
 from computing_kit import SOON_S, Door, Loader, events, open_door, wait_until  # noqa: F401
 
-from jmcache import Cache, CacheSettings, LocalCache, Outcome, RedisCacheFactory
+from jmcache import Cache, CacheSettings, LoadContext, LocalCache, Outcome, RedisCacheFactory
 from jmcache.cache import Plan, _cache, _lead
 from jmcache.cache._compute import Computation
 from jmcache.cache._lead import Order
@@ -363,6 +363,20 @@ def test_the_last_good_value_is_handed_out_when_the_loader_fails(safe_door: Door
     assert safe_door.cache.stats().operations["get_or_set", "stale", ""] == 1
     assert events(safe_door.cache)["stale_on_error"] == 1
     assert safe_door.lookup("k").outcome is Outcome.STALE
+
+
+def test_what_a_loader_does_to_the_old_value_it_was_shown_harms_nobody(
+    door: Door, clock: ManualClock
+) -> None:
+    """It changes it in place to make the new one, and fails: half of it is no last good value."""
+    assert door.get_or_set("k", lambda: ["old"], **FAIL_SAFE) == ["old"]
+    clock.advance(11)
+
+    def load(context: LoadContext) -> Any:
+        context.stale.clear()
+        raise ConnectionError
+
+    assert door.get_or_set("k", load, **FAIL_SAFE) == ["old"]
 
 
 def test_whoever_waits_for_a_load_that_fails_gets_the_old_value_too(safe_door: Door) -> None:

@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from jmcache.background import Background
@@ -434,7 +435,9 @@ class Lead:
         )
         for key, look in looks.items():
             if covered:
-                self._land(key, Landed.of(look, Outcome.STALE))
+                # Again from its bytes: the loader was shown this one, and may have changed it.
+                old = yield Work(partial(self._shop.stops.copy, look.body or b""))
+                self._land(key, Landed.of(look._replace(value=old), Outcome.STALE))
             else:
                 self._flights[key].crash(error)
         if leased:
