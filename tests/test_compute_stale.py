@@ -77,6 +77,13 @@ def test_a_value_past_its_stale_ttl_is_waited_for(door: Door, clock: ManualClock
     assert door.get_or_set("k", lambda: "new", **options) == "new"
 
 
+def test_a_value_is_not_fresh_any_more_as_its_ttl_ends(door: Door, clock: ManualClock) -> None:
+    """Who takes no old values would be handed one at that very moment; tests stop clocks there."""
+    assert door.get_or_set("k", lambda: "old", **FAIL_SAFE) == "old"
+    clock.advance(FAIL_SAFE["ttl"])
+    assert door.get_or_set("k", lambda: "new", **FAIL_SAFE) == "new"
+
+
 def test_each_caller_says_how_old_is_good_enough(stale_door: Door) -> None:
     """One page may be a minute late; the one who edits must see what is true."""
     assert stale_door.get_or_set("k", lambda: "new", ttl=10) == "new"

@@ -97,7 +97,8 @@ class Computation:
         missing: Looks = {}
         own: Looks = {}
         for key, look in looks.items():
-            if plan.force or not look.is_there or look.over_s > plan.stale_ttl:
+            serves = look.outcome is Outcome.HIT or look.is_within(plan.stale_ttl)
+            if plan.force or not serves:
                 # A loader that asks for what it is loading would wait for itself.
                 (own if shop.name(key.name) in own_names else missing)[key] = look
                 continue
