@@ -22,7 +22,7 @@ from jmcache.invalidation import Journal
 from jmcache.keys import KeySpace
 from jmcache.local import LocalStore
 from jmcache.monitoring import Metrics, Monitor, OutageLog
-from jmcache.near import Coherence
+from jmcache.near import Coherence, nobody
 from jmcache.node_guard import NodeGuard
 from jmcache.retry import Retry
 from jmcache.serialization import RedisSerializer
@@ -70,10 +70,13 @@ class _Backend:
             self._wants_probes,
             interval=settings.health_check_interval,
         )
-        self.users: set[object] = set()  # guarded by the factory's lock
-        # By prefix of the names, one for all caches of the namespace: for each other they are the
-        # same writer. Guarded by the factory's lock.
-        self._coherences: dict[bytes, Coherence] = {}
+        # Each with the prefix of the names it keeps something of, if any. Guarded by the factory's
+        # lock, and so are the two below, by prefix.
+        self.users: dict[object, bytes | None] = {}
+        # One for all caches of the namespace: for each other they are the same writer, as long as
+        # one of their writes may be on its way, and so for longer than a cache is open. Without
+        # callbacks: see jmcache.fork.
+        self._coherences: dict[bytes, weakref.ref[Coherence]] = {}
         self.trackings: dict[bytes, Tracking] = {}  # where somebody keeps something
         self._operation_timeout_s = settings.operation_timeout
         self._probe_timeout_s = min(settings.connection_timeout, _PROBE_S)
@@ -139,20 +142,43 @@ class _Backend:
 
     def _invalidate(self, names: Sequence[bytes]) -> None:
         # Before they are owed no more: from then on nothing else keeps what was read meanwhile.
-        for coherence in tuple(self._coherences.values()):
-            coherence.invalidate(names)
+        for reference in tuple(self._coherences.values()):
+            coherence = reference()
+            if coherence is not None:
+                coherence.invalidate(names)
 
-    def coherence(self, settings: CacheSettings) -> Coherence:
+    def coherence(self, settings: CacheSettings, user: object) -> Coherence:
         """Return what all caches of a namespace share; somebody listens if one keeps something."""
         keys = KeySpace(settings.namespace, settings.schema_version)
-        known = self._coherences.get(keys.prefix)
+        reference = self._coherences.get(keys.prefix)
+        known = None if reference is None else reference()
         if known is None:
-            known = self._coherences[keys.prefix] = Coherence(keys.space_counter)
-        if settings.near and keys.prefix not in self.trackings:
-            tracking = self.connection.tracking(known, keys.prefix, settings.near_lag)
-            self.trackings[keys.prefix] = tracking
-            known.wake = tracking.wake
+            for prefix, gone in tuple(self._coherences.items()):
+                if gone() is None:
+                    del self._coherences[prefix]
+            known = Coherence(keys.space_counter)
+            self._coherences[keys.prefix] = weakref.ref(known)
+        if settings.near:
+            self._listen_for_users()  # who left may have been interrupted in it
+            self.users[user] = keys.prefix
+            if keys.prefix not in self.trackings:
+                tracking = self.connection.tracking(known, keys.prefix, settings.near_lag)
+                known.wake = tracking.wake
+                self.trackings[keys.prefix] = tracking
         return known
+
+    def leave(self, user: object) -> None:
+        """Have nobody listen for *user* any more. May be repeated."""
+        self.users.pop(user, None)
+        self._listen_for_users()
+
+    def _listen_for_users(self) -> None:
+        for prefix in self.trackings.keys() - self.users.values():
+            self.trackings[prefix].stop()
+            known = self._coherences[prefix]()
+            if known is not None:
+                known.wake = nobody  # else the two would keep each other
+            del self.trackings[prefix]
 
     def warm_up(self) -> None:
         self.health.start()
@@ -205,7 +231,10 @@ class _LocalBackend:
 
     def __init__(self, settings: CacheSettings) -> None:
         self.store = LocalStore(settings.max_entries)
-        self.users: set[object] = set()  # guarded by the factory's lock
+        self.users: dict[object, None] = {}  # guarded by the factory's lock
+
+    def leave(self, user: object) -> None:
+        self.users.pop(user, None)
 
     def warm_up(self) -> None:
         """Nothing is far away."""
@@ -308,7 +337,7 @@ class RedisCacheFactory:
                     on_close=release,
                 )
             with cls._lock:
-                coherence = backend.coherence(chosen)
+                coherence = backend.coherence(chosen, user)
             move = backend.reconfigure if connection else partial(cls._reconfigure, backend)
             if metrics:
                 backend.breaker.on_change(_while_alive(monitor))
@@ -375,14 +404,14 @@ class RedisCacheFactory:
         if backend is None:
             backend = _LocalBackend(settings) if settings.memory else _Backend(settings)
             cls._backends[identity] = backend
-        backend.users.add(user)
+        backend.users[user] = None
         return backend
 
     @classmethod
     def _release(cls, backend: _Backend | _LocalBackend, user: object) -> None:
         # May be repeated: who is interrupted in it closes again.
         with cls._lock:
-            backend.users.discard(user)
+            backend.leave(user)
             if backend.users:
                 return
             cls._forget(backend)

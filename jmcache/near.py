@@ -90,7 +90,7 @@ class Coherence:
         """
         self._space = space_counter
         self._clock = clock
-        self.wake: Callable[[], None] = _nothing
+        self.wake: Callable[[], None] = nobody
         self._caches: set[weakref.ref[NearCache]] = set()
         self._renew_in_child()
         renew_in_child(self._renew_in_child)
@@ -511,5 +511,5 @@ class NearCache:
                     del self._dependents[counter]
 
 
-def _nothing() -> None:
+def nobody() -> None:
     """Nobody listens who could be woken."""

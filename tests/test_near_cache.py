@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import gc
 import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from interrupter import Interrupt, Interrupter
 from near_kit import LAG_S, MIB, PATIENCE_S
 
 from jmcache import Cache, CacheSettings, Outcome, RedisCacheFactory, RedisSerializer
@@ -548,7 +552,7 @@ def test_what_is_owed_is_not_handed_out_though_it_is_kept(cache, what):
 def test_a_settled_invalidation_is_told_before_it_is_owed_no_more(cache, monkeypatch):
     """What was read while it was owed is kept otherwise, until Redis tells of it too."""
     backend = backend_of(cache)
-    coherence = backend._coherences[b"test:v1:"]
+    coherence = cache._nearby._coherence
     slot, counter = cache._key("k"), cache._keys.tag_counter("tag")
     backend.journal.owe_deletes(cache._stops.spaces, [slot.name], [slot.lease])
     backend.journal.owe_moves(cache._stops.spaces, [counter])
@@ -659,6 +663,79 @@ def test_a_closed_cache_hands_nothing_out(make):
     assert cache.lookup("k").reason == "closed"
     assert cache.get_many(["k"]) == {}
     until(lambda: not tracking._connections)
+
+
+def test_the_last_one_of_a_namespace_that_is_closed_takes_the_listener_along(make, redis_server):
+    """A service with a namespace for each tenant would keep something of each, for good."""
+    neighbour = make(namespace="neighbour", near=False)
+    first, second = make(), make()
+    backend = backend_of(neighbour)
+    (tracking,) = backend.trackings.values()
+    first.close()
+    first.close()
+    assert backend.trackings == {b"test:v1:": tracking}
+    keep(second, "warm")
+    second.close()
+    assert backend.trackings == {}
+    until(lambda: not tracking._connections)
+    third = make()
+    redis_server.command("FLUSHALL")
+    until(lambda: third.get("warm") is None, within_s=1.0)
+    third.close()
+    neighbour.reconfigure(CacheSettings.from_url("redis+cluster://127.0.0.1:1"))
+
+
+def test_nothing_is_left_of_namespaces_that_come_and_go(make):
+    """37 KB each, and a collector that has little to do comes late."""
+    neighbour = make(namespace="neighbour", near=False)
+    backend, coherences = backend_of(neighbour), []
+    gc.disable()
+    try:
+        for number in range(5):
+            settings = CacheSettings.from_url(neighbour.settings.endpoint, near=True)
+            with RedisCacheFactory.create_cache(settings, namespace=f"tenant-{number}") as cache:
+                turn_on(cache)
+                coherences.append(weakref.ref(cache._nearby._coherence))
+            del cache
+        until(lambda: [one() for one in coherences] == [None] * 5)
+    finally:
+        gc.enable()
+    make(namespace="another", near=False)
+    assert set(backend._coherences) == {b"neighbour:v1:", b"another:v1:"}
+
+
+def test_a_write_of_a_closed_cache_is_one_of_this_process_still(make):
+    """It may be on its way: who opens the next one would read what was there before it."""
+    make(namespace="neighbour", near=False)  # so that their connections live on
+    old = make()
+    with old._nearby.writing([old._key("k").name]):
+        old.close()
+        new = make()
+        assert new.set("k", 1)
+        hold(new)
+        for _ in range(3):
+            assert new.get("k") == 1
+        assert near_kept(new, ["k"]) == 0
+    keep(new, "k")
+
+
+def test_closing_it_may_be_interrupted_at_any_point(make):
+    """A time limit that comes amid it would leave the next one of the namespace without any."""
+    neighbour = make(namespace="neighbour", near=False)
+    point = 0
+    while True:
+        cache = make(warm=False)
+        with Interrupter(point, "/factory.py") as interrupter, contextlib.suppress(Interrupt):
+            cache.close()
+        if not interrupter.done:
+            break
+        point += 1
+        again = make()
+        cache.close()
+        assert set(backend_of(neighbour).trackings) == {b"test:v1:"}, interrupter.where
+        again.close()
+        assert backend_of(neighbour).trackings == {}, interrupter.where
+    assert point > 3
 
 
 class ClosedMeanwhile(_nearby.Nearby):

@@ -26,7 +26,7 @@ class Bench:
             for one in RedisCacheFactory._backends.values()
             if one.connection.settings == given.connection_identity() or one.trackings
         ]
-        (self.coherence,) = backend._coherences.values()
+        self.coherence = self.cache._nearby._coherence
         for tracking in backend.trackings.values():
             tracking.stop()
         self.cache._health.stop()
