@@ -315,6 +315,27 @@ def test_what_ends_a_loader_for_good_comes_out_of_a_load_elsewhere(error: BaseEx
     assert cache.get_or_set("k", lambda: "value", loader_timeout=SOON_S) == "value"
 
 
+@pytest.mark.parametrize("options", [{}, {"loader_timeout": SOON_S}], ids=["", "limited"])
+@pytest.mark.parametrize("where", ["take", "pack", "store_held"])
+def test_what_goes_wrong_beside_the_loader_comes_out_of_a_load_elsewhere(
+    where: str,
+    options: dict[str, Any],
+    open_door: OpenDoor,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A validation or a codec of the application: whoever is told of a KeyError looks elsewhere."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    door = open_door(LocalCache())
+    with monkeypatch.context() as broken:
+        broken.setattr(door.cache._stops, where, fail)
+        with pytest.raises(ZeroDivisionError):
+            door.get_or_set("k", lambda: "value", timeout=SOON_S, **options)
+    assert door.get_or_set("k", lambda: "value", **options) == "value"
+
+
 def test_what_ends_a_loader_for_good_comes_out_of_an_awaited_one() -> None:
     """The loader's own task was cancelled, or its time was over."""
 

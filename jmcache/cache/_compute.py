@@ -282,11 +282,10 @@ class Computation:
         try:
             yield from lead.steps(looks, waited_for=waited_for)
         except BaseException as error:
-            if not lead.is_failure(error):
+            if not (isinstance(error, Exception) or lead.is_failure(error)):
                 raise
             self._shop.note("load_failed")
-            if is_limit(error):  # nobody else's business than the caller's
-                whole.crash(error)
+            whole.crash(error)  # those who wait for a flight hear only of what the loader raised
         finally:
             self._leave(mine)
             whole.end()
