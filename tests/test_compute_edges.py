@@ -481,7 +481,7 @@ def test_a_load_of_another_cache_has_no_place_while_redis_is_away(
     """Behind another cache, the outage of Redis would be one of the database after all."""
     front = open_door(LocalCache())
     nobody = CacheSettings(host="127.0.0.1", port=1)
-    settings = dataclasses.replace(nobody, max_outage_loads=1)
+    settings = dataclasses.replace(nobody, max_outage_loads=1, operation_timeout=5.0)
     slow = Loader("slow", waits=True)
     with RedisCacheFactory.create_cache(settings) as away:
         leading = front.begin("get_or_set", "a", lambda: away.get_or_set("a", slow))

@@ -15,8 +15,13 @@ from jmcache import (
     Cache,
     CacheSettings,
     LoaderOverloadedError,
+    LocalCache,
     Outcome,
     RedisCacheFactory,
+    RedisError,
+    RedisHurriedError,
+    RedisPoolExhaustedError,
+    RedisTimeoutError,
 )
 from jmcache.cache._guard import LoadGuard, Permit
 from jmcache.testing import PrivateServer
@@ -149,6 +154,41 @@ def test_with_redis_away_no_more_than_the_setting_load_at_a_time(make_door: Any)
     assert len(door.cache._shop.guard) == 0
     assert door.cache.stats().operations["get_or_set", "saturated", "loaders_busy"] == 1
     assert events(door.cache)["overloaded"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (RedisTimeoutError(), True),
+        (RedisHurriedError(), False),
+        (RedisPoolExhaustedError(), False),
+        (RedisPoolExhaustedError(reason="queue_full"), False),
+        (RedisPoolExhaustedError(reason="no_thread"), False),
+    ],
+    ids=lambda value: getattr(value, "reason", ""),
+)
+def test_who_could_not_ask_a_redis_that_is_well_needs_no_place(
+    error: RedisError,
+    waits: bool,
+    open_door: OpenDoor,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A crowd at one moment would be told of an outage that there is none of."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    door = open_door(LocalCache(settings=CacheSettings(memory=True, max_outage_loads=1)))
+    monkeypatch.setattr(door.cache._stops, "look", refuse)
+    monkeypatch.setattr(door.cache._stops, "take", refuse)
+    slow = Loader(waits=True)
+    call = door.begin("get_or_set", "slow", slow)
+    assert slow.begun.wait(SOON_S)
+    quick = "no place" if waits else "quick"
+    options = {"lock_timeout": 0.05, "default": "no place"}
+    assert door.get_or_set("quick", lambda: "quick", **options) == quick
+    slow.may_end.set()
+    assert call.result(SOON_S) == "value"
 
 
 @pytest.mark.faults

@@ -361,13 +361,13 @@ class Lead:
     def _load_held(self, looks: Looks, permit: Permit, leased: bool) -> Steps[None]:
         shop = self._shop
         try:
-            reached = all([look.reached for look in looks.values()])
-            if not reached and not (yield from self._enter(permit)):
+            away = not all([look.reached or look.is_scarce for look in looks.values()])
+            if away and not (yield from self._enter(permit)):
                 self._overloaded(looks)
                 return
             began = shop.clock()
             names = [shop.name(key.name) for key in looks]
-            if not reached:
+            if away:
                 names.append(shop.place)
             try:
                 loaded: Loaded = yield from self._call(

@@ -10,6 +10,7 @@ from jmcache.outcome import Lookup, Outcome
 SEALED: Final = object()  # in place of a value that was not decoded yet
 NEAR = "near"  # the reason of a hit that Redis was not asked for
 _AWAY = ("breaker_open", "node_down", "writes_paused", "closed")
+_SCARCE = ("hurried", "pool_exhausted", "queue_full", "no_thread")
 
 
 class Key(NamedTuple):
@@ -58,6 +59,11 @@ class Look(NamedTuple):
     def is_away(self) -> bool:
         """Is the store known to be away? Else, without an answer, another question may have one."""
         return not self.reached and self.reason in _AWAY
+
+    @property
+    def is_scarce(self) -> bool:
+        """Had we no time, thread or connection to ask the store with? It may be well, then."""
+        return not self.reached and self.reason in _SCARCE
 
     @property
     def over_s(self) -> float:
