@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from computing_kit import SOON_S, Door, Loader, events, open_door, wait_until  # noqa: F401
 
-from jmcache import Cache, CacheSettings, LocalCache, Outcome, RedisCacheFactory
+from jmcache import (
+    Cache,
+    CacheSettings,
+    LoadContext,
+    LocalCache,
+    Outcome,
+    RedisCacheFactory,
+    load_context,
+)
 from jmcache.testing import ManualClock, PrivateServer
 
 OpenDoor = Callable[[Cache], Door]
@@ -189,3 +197,19 @@ def test_each_key_counts(door: Door) -> None:
     assert operations["get_or_set_many", "miss", "computed"] == 1
     assert operations["get_or_set_many", "miss", "absent"] == 1
     assert door.lookup("unknown").outcome is Outcome.MISS
+
+
+def test_a_load_of_many_has_not_the_context_of_the_load_it_is_part_of(door: Door) -> None:
+    """What it chose for itself would count for the outer value."""
+    seen: list[LoadContext | None] = []
+
+    def inner(keys: list[str]) -> dict[str, int]:
+        seen.append(load_context())
+        return dict.fromkeys(keys, 1)
+
+    def outer(context: LoadContext) -> bool:
+        assert door.cache.get_or_set_many(["a"], inner) == {"a": 1}
+        return load_context() is context
+
+    assert door.get_or_set("k", outer) is True
+    assert seen == [None]

@@ -79,7 +79,11 @@ def for_many(loader: Callable[[list[str]], Any], keys: Mapping[Key, str]) -> Cal
         raise TypeError(f"loader: a callable, not {type(loader).__name__}")
 
     def load(looks: Looks) -> Any:
-        values = loader([keys[key] for key in looks])
+        before = _current.set(None)  # one of an outer load is none of this one
+        try:
+            values = loader([keys[key] for key in looks])
+        finally:
+            _current.reset(before)
         if inspect.isawaitable(values):
             return _awaited(values, lambda values: loaded(values, looks))
         return loaded(values, looks)
