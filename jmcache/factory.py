@@ -11,11 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jmcache.aio import AsyncRedisCache
-from jmcache.cache import Cache, LocalCache, RedisCache, Validate
+from jmcache.cache import Cache, LoadGuard, LocalCache, RedisCache, Validate
 from jmcache.circuit_breaker import CircuitBreaker, Transition
 from jmcache.connection import RedisConnectionManager, waited_s
 from jmcache.deadline import Deadline
 from jmcache.errors import RedisConfigurationError, RedisError
+from jmcache.flight import Flights
 from jmcache.fork import renew_in_child
 from jmcache.health import HealthThread
 from jmcache.invalidation import Journal
@@ -50,6 +51,8 @@ class _Backend:
         )
         _warn_of_trust(settings)
         self.journal = Journal()
+        self.flights = Flights()
+        self.guard = LoadGuard()
         self.outage = OutageLog(settings.endpoint)
         self.write_outage = OutageLog(f"{settings.endpoint} for writes", lines=2)
         self._settings = settings
@@ -354,6 +357,8 @@ class RedisCacheFactory:
                 write_breaker=backend.write_breaker,
                 health=backend.health,
                 journal=backend.journal,
+                flights=backend.flights,
+                guard=backend.guard,
                 outage=backend.outage,
                 write_outage=backend.write_outage,
                 monitor=monitor,

@@ -114,7 +114,7 @@ class Flight:
 
 
 class Flights:
-    """The loads under way in this process, at most one for each name.
+    """The loads under way in this process, at most one for each name, for all caches of a store.
 
     Thread-safe without a lock: each step is one operation of a dict, so an exception from a signal
     handler leaves nothing half done. A forked child begins with none, whoever flew in the parent.
@@ -147,9 +147,11 @@ class Flights:
         """Let newcomers begin anew: the key was deleted, and whoever loads began before that."""
         self._flights.pop(name, None)
 
-    def void_all(self) -> None:
-        """The same for every name."""
-        self._flights.clear()
+    def void_all(self, prefix: bytes) -> None:
+        """The same for every name that begins with *prefix*."""
+        for name in tuple(self._flights):
+            if name.startswith(prefix):
+                self._flights.pop(name, None)
 
     def __len__(self) -> int:
         """How many somebody leads."""

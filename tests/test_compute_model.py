@@ -124,9 +124,9 @@ class Watched(Flights):
         self._run.point("voids the flight")
         super().void(name)
 
-    def void_all(self) -> None:
+    def void_all(self, prefix: bytes) -> None:
         self._run.point("voids all flights")
-        super().void_all()
+        super().void_all(prefix)
 
 
 class NoTimeGoesBy:

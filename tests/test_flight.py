@@ -131,7 +131,9 @@ def test_a_voided_flight_goes_on_for_who_is_on_it_and_takes_nobody_else(flights:
     flights.void(b"nobody")
     assert flights.board(b"k", new) is new
     assert not old.ended
-    flights.void_all()
+    flights.void_all(b"other:")
+    assert len(flights) == 1
+    flights.void_all(b"k")
     assert len(flights) == 0
 
 

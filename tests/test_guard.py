@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -28,42 +29,45 @@ from jmcache.testing import PrivateServer
 
 OpenDoor = Callable[[Cache], Door]
 
+SPACE = b"test:v1:#"
+
 
 # The guard by itself ----------------------------------------------------------------------------
 
 
 def test_no_more_than_its_limit_are_in() -> None:
     """The outage of a cache becomes one of the database."""
-    guard = LoadGuard(2)
-    first, second, third = Permit(), Permit(), Permit()
-    assert [guard.enter(permit) for permit in (first, second, third)] == [True, True, False]
+    guard = LoadGuard()
+    first, second, third, other = Permit(SPACE), Permit(SPACE), Permit(SPACE), Permit(b"other")
+    entered = [guard.enter(permit, 2) for permit in (first, second, third, other)]
+    assert entered == [True, True, False, True]
     guard.leave(first)
     guard.leave(first)
-    assert guard.enter(third) is True
-    assert len(guard) == 2
+    assert guard.enter(third, 2) is True
+    assert len(guard) == 3
 
 
 def test_a_place_comes_back_with_the_frame_that_held_it() -> None:
     """An exception from a signal handler may strike before the place is given back."""
-    guard = LoadGuard(1)
-    permit = Permit()
-    assert guard.enter(permit) is True
+    guard = LoadGuard()
+    permit = Permit(SPACE)
+    assert guard.enter(permit, 1) is True
     del permit
     gc.collect()
-    assert guard.enter(Permit()) is True
+    assert guard.enter(Permit(SPACE), 1) is True
 
 
 def test_many_threads_never_are_one_too_many() -> None:
     """The one that slips in between look and entry."""
-    guard = LoadGuard(3)
+    guard = LoadGuard()
     most = []
     start = threading.Barrier(8)
 
     def work() -> None:
         start.wait(SOON_S)
         for _ in range(500):
-            permit = Permit()
-            if guard.enter(permit):
+            permit = Permit(SPACE)
+            if guard.enter(permit, 3):
                 most.append(len(guard))
                 guard.leave(permit)
 
@@ -78,12 +82,12 @@ def test_many_threads_never_are_one_too_many() -> None:
 
 def test_a_forked_child_begins_with_all_places() -> None:
     """The parent's loads are not the child's, and would never leave."""
-    guard = LoadGuard(1)
-    held = Permit()
-    guard.enter(held)
+    guard = LoadGuard()
+    held = Permit(SPACE)
+    guard.enter(held, 1)
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if guard.enter(Permit()) else 1)
+        os._exit(0 if guard.enter(Permit(SPACE), 1) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
@@ -121,6 +125,60 @@ def test_with_redis_away_values_are_computed_and_not_kept(make_door: Any) -> Non
     assert load.runs == 2
     assert door.get_or_set_many(["a", "b"], lambda keys: dict.fromkeys(keys, 1)) == {"a": 1, "b": 1}
     assert "stored" not in events(door.cache)
+
+
+@pytest.fixture
+def neighbours(make_door: Any) -> Iterator[tuple[Door, Cache]]:
+    """Two caches of one namespace, made apart, as an application's modules do."""
+    door = make_door(max_outage_loads=2)
+    with RedisCacheFactory.create_cache(door.cache.settings) as other:
+        yield door, other
+
+
+@pytest.mark.faults
+def test_caches_of_one_namespace_load_a_key_once_and_share_the_places(
+    neighbours: tuple[Door, Cache],
+) -> None:
+    """The database does not care how many caches a process made."""
+    door, other = neighbours
+    load = Loader(waits=True)
+    first = door.begin("get_or_set", "k", load)
+    assert load.begun.wait(SOON_S)
+    with ThreadPoolExecutor(2) as threads:
+        joined = threads.submit(other.get_or_set, "k", load)
+        wait_until(lambda: events(other).get("coalesced"))
+        second = threads.submit(other.get_or_set, "second", load)
+        wait_until(lambda: load.runs == 2)
+        with pytest.raises(LoaderOverloadedError):
+            door.get_or_set("third", pytest.fail, lock_timeout=0.05)
+        load.may_end.set()
+        assert first.result(SOON_S) == joined.result(SOON_S) == second.result(SOON_S) == "value"
+    assert load.runs == 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: cache.delete("k"),
+        lambda cache: cache.delete_many(["k"]),
+        lambda cache: cache.invalidate_tags("tag"),
+        lambda cache: cache.clear(),
+    ],
+    ids=["delete", "delete_many", "invalidate_tags", "clear"],
+)
+def test_what_one_deletes_is_not_loaded_from_before_that_by_another(
+    change: Callable[[Cache], object], neighbours: tuple[Door, Cache]
+) -> None:
+    """It counts in this process from that moment, whichever cache it was told."""
+    door, other = neighbours
+    old = Loader("old", waits=True)
+    loading = door.begin("get_or_set", "k", old, tags=("tag",))
+    assert old.begun.wait(SOON_S)
+    assert not change(other)
+    assert door.get_or_set("k", lambda: "new", tags=("tag",)) == "new"
+    old.may_end.set()
+    assert loading.result(SOON_S) == "old"
 
 
 @pytest.mark.faults

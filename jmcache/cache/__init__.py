@@ -29,6 +29,7 @@ from jmcache.cache._cached import (
     check_cached,
     decorator,
 )
+from jmcache.cache._guard import LoadGuard
 from jmcache.cache._loaders import LoadContext, load_context
 from jmcache.cache._local import LocalCache
 from jmcache.cache._look import Kept, Key, Look
@@ -52,6 +53,7 @@ __all__ = [
     "KeySpec",
     "Load",
     "LoadContext",
+    "LoadGuard",
     "Loading",
     "LocalCache",
     "Look",

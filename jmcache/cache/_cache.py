@@ -92,13 +92,20 @@ class Cache:
     setting ``operation_timeout``.
     """
 
-    def __init__(self, stops: Stops, *, on_close: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        stops: Stops,
+        *,
+        flights: Flights | None = None,
+        guard: LoadGuard | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
         self._stops = stops
         self._settings = stops.settings
         self._shop = Workshop(
             stops,
-            Flights(),
-            LoadGuard(stops.settings.max_outage_loads),
+            Flights() if flights is None else flights,
+            LoadGuard() if guard is None else guard,
             Background(_BACKGROUND_THREADS, _BACKGROUND_QUEUE),
             Background(1, _RETURNS_QUEUE),
             Keeper(stops.renew),
@@ -429,7 +436,7 @@ class Cache:
 
         def move(deadline: Deadline) -> bool:
             if counters:
-                self._shop.flights.void_all()
+                self._shop.flights.void_all(self._keys.prefix)
                 self._stops.move(counters, deadline)
             return True
 
@@ -442,7 +449,7 @@ class Cache:
         """
 
         def move(deadline: Deadline) -> bool:
-            self._shop.flights.void_all()
+            self._shop.flights.void_all(self._keys.prefix)
             self._stops.move(self._stops.spaces, deadline)
             return True
 

@@ -11,25 +11,34 @@ from jmcache.fork import renew_in_child
 class Permit:
     """Leave to load, held as long as it is alive: what is lost with its frame is given back."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "space")
+
+    def __init__(self, space: bytes) -> None:
+        """For a load of the namespace whose counter is *space*."""
+        self.space = space
 
 
 class LoadGuard:
-    """Lets *limit* loads run at a time. Thread-safe; a forked child begins with none."""
+    """Lets few loads of each namespace run at a time, whichever caches of it they are for.
 
-    def __init__(self, limit: int) -> None:
-        """Take the *limit*, 1 or more."""
-        self._limit = limit
+    Thread-safe; a forked child begins with none.
+    """
+
+    def __init__(self) -> None:
+        """Let nobody in yet."""
         self._renew_in_child()
         renew_in_child(self._renew_in_child)
 
-    def enter(self, permit: Permit) -> bool:
-        """Let *permit* in if there is room; never waits for more than other callers of this."""
+    def enter(self, permit: Permit, limit: int) -> bool:
+        """Let *permit* in if fewer than *limit* of its namespace are; waits for nobody inside."""
         with self._lock:
-            if len(self._held) >= self._limit:
+            if self._count(permit.space) >= limit:
                 return False
             self._held.add(permit)
             return True
+
+    def _count(self, space: bytes) -> int:
+        return sum([permit.space == space for permit in self._held])
 
     def leave(self, permit: Permit) -> None:
         """Give the place of *permit* back. Idempotent."""

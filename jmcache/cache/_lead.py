@@ -41,7 +41,6 @@ _GUARD_PAUSE_S = 0.01  # between attempts to be one of those who may load withou
 _COOL_S = 5.0  # without a new attempt after a load failed, where an old value is at hand
 HOLDERS = 2  # waited for, one after the other: the first may have died
 _ATTEMPTS = 2  # to lease, while Redis is not known to be away
-_PLACE = b""  # among the names of a load: it has one of the guard's places, or its outer load has
 _LEAST_S = 0.001  # to store a result with, whatever looking for it took
 
 Looks = dict[Key, Look]
@@ -108,8 +107,8 @@ class Workshop:
 
     Attributes:
         stops: The way to the store.
-        flights: The loads under way in this process.
-        guard: Who may load while Redis is away.
+        flights: The loads under way in this process, for all caches of the store.
+        guard: Who may load while Redis is away; of all those caches, too.
         background: Where stale values are refreshed.
         returns: Where leases are given back: apart from refreshes, which may take long, while
             everybody else waits for a lease that nobody uses any more.
@@ -137,7 +136,12 @@ class Workshop:
     @property
     def place(self) -> Name:
         """What a load is named besides that takes up a place of the guard."""
-        return id(self.guard), _PLACE
+        return id(self.guard), self.space
+
+    @property
+    def space(self) -> bytes:
+        """The counter of the namespace, which stands for it."""
+        return self.stops.keys.space_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +351,7 @@ class Lead:
         if not leased:
             for key in looks:
                 self._flights[key].mark = Mark(b"", None, time.monotonic())
-        permit = Permit()
+        permit = Permit(shop.space)
         hold = Hold(
             [key.lease for key in looks] if leased else [], self._token, self._plan.lock_timeout
         )
@@ -473,7 +477,8 @@ class Lead:
         if self._shop.place in names_loading():
             return True  # for a load that has one: waiting for another could take all of them
         until = Deadline(self._plan.lock_timeout)
-        while not self._shop.guard.enter(permit):
+        limit = self._shop.stops.settings.max_outage_loads
+        while not self._shop.guard.enter(permit, limit):
             if until.expired:
                 return False
             yield Pause(min(_GUARD_PAUSE_S, until.remaining()))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jmcache.cache._cache import Cache
+from jmcache.cache._guard import LoadGuard
 from jmcache.cache._stops import RedisStops, Validate
 from jmcache.circuit_breaker import CircuitBreaker
 from jmcache.connection import RedisConnectionManager
+from jmcache.flight import Flights
 from jmcache.health import Health, HealthThread
 from jmcache.invalidation import Journal
 from jmcache.monitoring import Monitor, OutageLog
@@ -36,6 +38,8 @@ class RedisCache(Cache):
         outage: OutageLog,
         write_outage: OutageLog,
         journal: Journal,
+        flights: Flights | None = None,
+        guard: LoadGuard | None = None,
         monitor: Monitor,
         serializer: RedisSerializer | None = None,
         validate: Validate | None = None,
@@ -49,6 +53,8 @@ class RedisCache(Cache):
             breaker: Guards every question to Redis.
             write_breaker: Guards writes besides: open while Redis answers, but takes none.
             journal: Of the invalidations that this Redis is owed.
+            flights: Of the loads under way in this process, for all caches of this Redis.
+            guard: Of the loads while it is away, for all of them, too.
             on_close: Called when the cache is closed, each time it is.
             on_reconfigure: Called with new settings; None: *connection* alone turns to them.
             coherence: What is known in this process of the names of the namespace, and is told
@@ -75,6 +81,8 @@ class RedisCache(Cache):
                 coherence=coherence,
                 near=near,
             ),
+            flights=flights,
+            guard=guard,
             on_close=on_close,
         )
         self._connection = connection
