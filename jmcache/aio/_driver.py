@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,6 +48,7 @@ class Driver:
         # no more than the loaders on threads ask for.
         self._inner_loaders = Threads(lambda: _NO_LIMIT, "jmcache-load-inner")
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop knows its tasks only weakly
+        self._latest: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
 
     def close(self) -> None:
         """Let the threads of loaders end; waits for none."""
@@ -71,12 +74,25 @@ class Driver:
 
     def spawn(self, steps: Steps[Any], *, awaited: bool = False) -> bool:  # noqa: ARG002 - the same
         """Take *steps* in a task of this loop; False when there are too many."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._latest():
+            self._latest = weakref.ref(loop)
+            self._end_what_was_left()
         if len(self._tasks) >= _TASKS:
             return False
-        task = asyncio.get_running_loop().create_task(self.take_all(steps))
+        task = loop.create_task(self.take_all(steps))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
+
+    def _end_what_was_left(self) -> None:
+        """End the tasks of loops that were closed without cancelling them."""
+        for task in tuple(self._tasks):
+            if task.get_loop().is_closed():
+                self._tasks.discard(task)
+                coroutine: Any = task.get_coro()
+                with contextlib.suppress(Exception):  # of a loader's: nobody here has to do with it
+                    coroutine.close()
 
     async def _take(self, step: Step) -> Any:
         if isinstance(step, Ask):
@@ -116,7 +132,8 @@ class Driver:
             raise error
         finally:
             mark.over = True
-            loading.reset(before)
+            with contextlib.suppress(ValueError):  # by the collector, where that was never set
+                loading.reset(before)
 
 
 def _load(mark: Loading, step: Load) -> Any:

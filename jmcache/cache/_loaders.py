@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -106,7 +107,9 @@ async def _awaited(
     try:
         return then(await value)
     finally:
-        _current.reset(before)
+        # Closed where that was never set: by the collector, as its loop ended and nobody awaits it.
+        with contextlib.suppress(ValueError):
+            _current.reset(before)
 
 
 def check_plain(option: str, given: object) -> None:
