@@ -102,7 +102,7 @@ def test_what_a_closed_loop_left_takes_no_place(
             return "new"
 
         while not begun.is_set():  # the lease is being given back meanwhile
-            assert await cache.get_or_set("k0", load, **STALE) == "old"
+            assert await cache.get_or_set("k0", load, **STALE) in ("old", "new")
         await cache.aclose()
 
     for number in range(4):
