@@ -40,6 +40,7 @@ class Background:
         """
         self._threads = threads
         self._limit = queue
+        self._rests = True
         self.skipped = 0
         self.failed = 0
         self._renew_in_child()
@@ -63,6 +64,15 @@ class Background:
             if len(self._bells) < self._threads and not self._start():
                 return self._take_back(work)
         return True
+
+    def dismiss(self) -> None:
+        """Have threads end as soon as they are without work, from now on. Idempotent."""
+        self._rests = False
+        while self._resting:
+            try:
+                self._resting.pop().release()
+            except IndexError:  # found work
+                return
 
     def _start(self) -> bool:
         bell = threading.Lock()
@@ -100,7 +110,8 @@ class Background:
     def _rest(self, bell: threading.Lock) -> bool:
         """Wait for work; False when none came for long."""
         self._resting.append(bell)
-        rung = not self._queue and bell.acquire(timeout=_REST_S)
+        # Looked at after that: `dismiss` says so first, and rings then.
+        rung = self._rests and not self._queue and bell.acquire(timeout=_REST_S)
         try:
             self._resting.remove(bell)
         except ValueError:  # taken off, to be rung

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import _thread
+import asyncio
 import signal
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from computing_kit import SOON_S
+from computing_kit import SOON_S, wait_until
 
+from jmcache import AsyncRedisCache, CacheSettings, RedisCacheFactory, background
+from jmcache.cache import _keeper
 from jmcache.signals import Mask, refuse_signals, signals_as_before
+from jmcache.testing import PrivateServer
 from jmcache.threads import start_thread, this_thread
 
 
@@ -104,6 +108,36 @@ def test_with_one_left_in_the_system_that_serves(
     thread, blocked = on_a_thread(lambda: (this_thread(), mask()))
     assert thread is None
     assert signal.SIGTERM in blocked
+
+
+def test_a_closed_cache_leaves_none(
+    redis_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would keep all of it alive for seconds, and a service that makes caches has many."""
+    monkeypatch.setattr(background, "_REST_S", 3600.0)
+    monkeypatch.setattr(_keeper, "_REST_S", 3600.0)
+    before = set(threading.enumerate())
+
+    def ours() -> set[str]:
+        new = set(threading.enumerate()) - before
+        return {one.name.partition("_")[0] for one in new if one.name.startswith("jmcache-")}
+
+    async def use(awaited: AsyncRedisCache) -> None:
+        assert await awaited.get_or_set("a", lambda: 1) == 1
+        assert await awaited.set_many({"b": 1})
+        await awaited.aclose()
+
+    settings = CacheSettings.from_url(redis_server.url, near=True, operation_timeout=SOON_S)
+    cache = RedisCacheFactory.create_cache(settings)
+    assert cache.get_or_set("k", lambda: 1, loader_timeout=SOON_S) == 1
+    assert cache._shop.background.submit(lambda: None)
+    assert cache._shop.returns.submit(lambda: None)
+    wait_until(lambda: ours() >= {"jmcache-background", "jmcache-keeper", "jmcache-near"})
+    asyncio.run(use(AsyncRedisCache(cache)))
+    wait_until(lambda: not ours())
+    with pytest.raises(ZeroDivisionError):
+        cache.get_or_set("k", lambda: 1 / 0, loader_timeout=SOON_S)
+    wait_until(lambda: not ours())
 
 
 def test_a_thread_that_is_not_ours_is_left_alone() -> None:

@@ -745,6 +745,8 @@ class Cache:
         if self._on_close is not None:
             self._on_close()
         self._monitor.close()
+        self._shop.dismiss()
+        self._loads.dismiss()
 
     def __enter__(self) -> Self:
         return self

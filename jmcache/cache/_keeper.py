@@ -52,6 +52,7 @@ class Keeper:
     def __init__(self, renew: Callable[[Hold], object]) -> None:
         """Start nothing yet; *renew* makes the leases last anew, or raises RedisError."""
         self._renew = renew
+        self._rests = True
         self._renew_in_child()
         renew_in_child(self._renew_in_child)
 
@@ -69,6 +70,11 @@ class Keeper:
             self._start()
         elif hold.due < self._looks_at:
             self._bell.put(None)
+
+    def dismiss(self) -> None:
+        """Have the thread end as soon as nobody loads, from now on. Idempotent."""
+        self._rests = False
+        self._bell.put(None)
 
     def _start(self) -> None:
         # Without a thread a long load may lose its lease.
@@ -89,7 +95,7 @@ class Keeper:
             self._looks_at = math.inf  # who comes from here on rings
             now = time.monotonic()
             due = self._look_round(now)
-            if due == math.inf and now - idle_since > _REST_S:
+            if due == math.inf and not (self._rests and now - idle_since <= _REST_S):
                 if self._ends():
                     return
                 due = now  # somebody came meanwhile

@@ -126,6 +126,11 @@ class Workshop:
     note: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
 
+    def dismiss(self) -> None:
+        """Let threads end that nobody gives work any more."""
+        for one in (self.background, self.returns, self.keeper):
+            one.dismiss()
+
     def name(self, name: bytes) -> Name:
         """Return *name* as that of a load: another cache's load of the same name is none of ours.
 
