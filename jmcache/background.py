@@ -80,10 +80,13 @@ class Background:
         self._started += 1
         number = self._started
         self._bells[number] = bell
-        if start_thread(f"jmcache-background_{number}", self._run, number, bell):
-            return True
-        del self._bells[number]
-        return bool(self._bells)
+        started = False
+        try:
+            started = start_thread(f"jmcache-background_{number}", self._run, number, bell)
+        finally:  # also where a signal handler raises
+            if not started:
+                self._bells.pop(number, None)
+        return started or bool(self._bells)
 
     def _take_back(self, work: Work) -> bool:
         try:

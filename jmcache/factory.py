@@ -357,7 +357,8 @@ class RedisCacheFactory:
                 write_breaker=backend.write_breaker,
                 health=backend.health,
                 journal=backend.journal,
-                flights=backend.flights,
+                # With a codec or a validation of its own, what others load may be nothing to it.
+                flights=backend.flights if serializer is validate is None else None,
                 guard=backend.guard,
                 outage=backend.outage,
                 write_outage=backend.write_outage,

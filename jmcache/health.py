@@ -178,13 +178,15 @@ class HealthThread:
         step = weakref.WeakMethod(self._step, lambda _: _ring(bell))
         start_thread("jmcache-health", _run, step, turn, bell)
 
-    def _step(self, turn: int, *, rung: bool = False) -> float | None:
-        """Do what is due; return how many seconds to rest, None to end the thread."""
+    def _step(
+        self, turn: int, here: threading.Thread | None = None, *, rung: bool = False
+    ) -> float | None:
+        """Do what is due; return how many seconds to rest, None to end the thread, *here*."""
         with self._lock:
             if turn != self._turn:
                 return None
             begins = not self.running
-            self.running, self._thread = True, this_thread()
+            self.running, self._thread = True, here
         if begins:
             return self._interval
         if rung:
@@ -261,10 +263,10 @@ class HealthThread:
 def _run(
     weak_step: weakref.WeakMethod[Callable[..., float | None]], turn: int, bell: threading.Lock
 ) -> None:
-    rung = False
+    rung, here = False, this_thread()
     while True:
         step = weak_step()
-        rest_s = None if step is None else step(turn, rung=rung)
+        rest_s = None if step is None else step(turn, here, rung=rung)
         del step  # or the rest would keep its owner alive
         if rest_s is None:
             return

@@ -83,6 +83,7 @@ class Journal:
     owes nothing: its parent does.
 
     Attributes:
+        debts: What is owed, by name. To be looked at only.
         settled: The number of the latest settlement.
     """
 
@@ -96,16 +97,16 @@ class Journal:
     def _renew_in_child(self) -> None:
         self._lock = threading.Lock()
         self._turn: weakref.ref[_Turn] | None = None  # whose it is; written under _lock
-        self._debts: dict[bytes, _Debt] = {}  # written under _lock; in the order they were made
+        self.debts: dict[bytes, _Debt] = {}  # written under _lock; in the order they were made
         self.settled = 0  # written under _lock, as is the next
         self._last = array("Q")  # of the latest settlement, by slot; empty before the first
 
     def __len__(self) -> int:
-        return len(self._debts)
+        return len(self.debts)
 
     def owes(self, name: bytes) -> bool:
         """Is *name*, an entry's or a counter's, still to be told of?"""
-        return name in self._debts
+        return name in self.debts
 
     def voids(self, names: Iterable[bytes], since: int) -> bool:
         """Is what depends on one of *names* invalid, as Redis has it or had it a moment ago?
@@ -118,7 +119,7 @@ class Journal:
         """
         for name in names:
             # In this order: a debt is settled before it is taken off.
-            if name in self._debts or (self._last and self._last[hash(name) % _SLOTS] > since):
+            if name in self.debts or (self._last and self._last[hash(name) % _SLOTS] > since):
                 return True
         return False
 
@@ -141,7 +142,7 @@ class Journal:
 
     def owed_for(self, names: Iterable[bytes]) -> dict[bytes, _Debt]:
         """Return what is owed for *names* now, to be forgiven later."""
-        debts = [(name, self._debts.get(name)) for name in names] if self._debts else []
+        debts = [(name, self.debts.get(name)) for name in names] if self.debts else []
         return {name: debt for name, debt in debts if debt is not None}
 
     def forgive(self, owed: dict[bytes, _Debt]) -> None:
@@ -182,7 +183,7 @@ class Journal:
 
         May run on several threads at once: each name is told at least once.
         """
-        while self._debts:
+        while self.debts:
             turn = _Turn()
             try:
                 self._wait_for(turn, _TELL_WITHIN_S)
@@ -225,18 +226,18 @@ class Journal:
             self._remove(batch)
 
     def _add(self, debts: dict[bytes, _Debt]) -> bool:
-        self._debts.update(debts)  # one step: nothing that was owed is ever missing
-        if len(self._debts) <= self._limit:
+        self.debts.update(debts)  # one step: nothing that was owed is ever missing
+        if len(self.debts) <= self._limit:
             return True
-        owners = dict.fromkeys(debt.spaces for debt in self._debts.values())
-        self._debts = {space: _Debt(spaces, None) for spaces in owners for space in spaces}
+        owners = dict.fromkeys(debt.spaces for debt in self.debts.values())
+        self.debts = {space: _Debt(spaces, None) for spaces in owners for space in spaces}
         self.overflows += 1
         return False
 
     def _first(self) -> dict[bytes, _Debt]:
         batch: dict[bytes, _Debt] = {}
         kind: bool | None = None
-        for name, debt in self._debts.items():
+        for name, debt in self.debts.items():
             moves = debt.lease is None
             kind = moves if kind is None else kind
             if len(batch) == _BATCH or moves != kind:
@@ -251,5 +252,5 @@ class Journal:
             last[hash(name) % _SLOTS] = number
         self._last, self.settled = last, number
         for name, debt in batch.items():
-            if self._debts.get(name) is debt:  # not owed anew meanwhile
-                del self._debts[name]
+            if self.debts.get(name) is debt:  # not owed anew meanwhile
+                del self.debts[name]

@@ -55,7 +55,12 @@ def test_wherever_it_strikes_everybody_else_goes_on(
     monkeypatch.setattr(_reads, "_MOST", 2)
     monkeypatch.setattr(_writes, "_MOST", 2)
     # Some are told only when their time is over.
-    given = {"operation_timeout": 0.1, "max_retries": 0, "failure_threshold": 10**6}
+    given = {
+        "operation_timeout": 0.1,
+        "max_retries": 0,
+        "failure_threshold": 10**6,
+        "failure_rate_threshold": None,
+    }
     cache, point, done = made(settings(max_connections=4, **given), 4), 0, True
     with cache.sync as sync:
         sync.set_many({f"k{n}": n for n in range(5)})

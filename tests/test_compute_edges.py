@@ -36,6 +36,7 @@ from jmcache import (
     Outcome,
     RedisCache,
     RedisCacheFactory,
+    RedisCorruptEntryError,
 )
 from jmcache.background import Background
 from jmcache.cache import _keeper
@@ -248,6 +249,28 @@ def test_a_fresh_value_stands_in_for_no_forced_load_that_is_late(
         door.get_or_set("k", slow, force=True, loader_timeout=0.05)
     slow.may_end.set()
     wait_until(lambda: door.get("k") == "new")
+
+
+def test_who_waited_for_what_he_cannot_read_loads_it_himself(
+    open_door: OpenDoor,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error of the cache, where nothing is wrong with the loader."""
+    door = open_door(LocalCache())
+    slow = Loader("theirs", waits=True)
+    leading = door.begin("get_or_set", "k", slow)
+    assert slow.begun.wait(SOON_S)
+    joining = door.begin("get_or_set", "k", lambda: "mine")
+    wait_until(lambda: events(door.cache).get("coalesced"))
+
+    def unreadable(body: bytes) -> object:
+        raise RedisCorruptEntryError("no", reason="undecodable")
+
+    monkeypatch.setattr(door.cache._stops, "copy", unreadable)
+    monkeypatch.setattr(door.cache._stops.nearby, "decode", unreadable)
+    slow.may_end.set()
+    assert leading.result(SOON_S) == "theirs"
+    assert joining.result(SOON_S) == "mine"
 
 
 def test_a_limit_holds_though_no_thread_is_left_to_load_on() -> None:

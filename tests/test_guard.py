@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +59,16 @@ def test_a_place_comes_back_with_the_frame_that_held_it() -> None:
 
 
 def test_many_threads_never_are_one_too_many() -> None:
-    """The one that slips in between look and entry."""
+    """The one that slips in between look and entry; and who leaves while another counts."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        crowd_in()
+    finally:
+        sys.setswitchinterval(before)
+
+
+def crowd_in() -> None:
     guard = LoadGuard()
     most = []
     start = threading.Barrier(8)
@@ -71,11 +81,9 @@ def test_many_threads_never_are_one_too_many() -> None:
                 most.append(len(guard))
                 guard.leave(permit)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SOON_S)
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(work) for _ in range(8)]:
+            done.result(SOON_S)
     assert max(most) <= 3
     assert len(guard) == 0
 
@@ -154,6 +162,44 @@ def test_caches_of_one_namespace_load_a_key_once_and_share_the_places(
         load.may_end.set()
         assert first.result(SOON_S) == joined.result(SOON_S) == second.result(SOON_S) == "value"
     assert load.runs == 2
+
+
+@pytest.mark.faults
+def test_a_cache_with_a_validation_of_its_own_joins_nobody_elses_load(
+    neighbours: tuple[Door, Cache],
+) -> None:
+    """What it would be handed was accepted by nobody."""
+    door, _ = neighbours
+    other = Loader("theirs", waits=True)
+    leading = door.begin("get_or_set", "k", other)
+    assert other.begun.wait(SOON_S)
+    settings = door.cache.settings
+    with RedisCacheFactory.create_cache(settings, validate=lambda it: it == "ours") as strict:
+        assert strict.get_or_set("k", lambda: "ours") == "ours"
+    other.may_end.set()
+    assert leading.result(SOON_S) == "theirs"
+
+
+@pytest.mark.faults
+def test_who_has_a_place_needs_no_other_in_another_namespace(
+    neighbours: tuple[Door, Cache],
+) -> None:
+    """Two that ask each other would hold all places, and wait for one."""
+    _, cache = neighbours
+    with RedisCacheFactory.create_cache(cache.settings, namespace="other") as other:
+        all_are_in = threading.Barrier(4)
+
+        def ask(first: Cache, second: Cache, key: str) -> object:
+            def load() -> object:
+                all_are_in.wait(SOON_S)
+                return second.get_or_set(f"inner {key}", lambda: key, lock_timeout=SOON_S)
+
+            return first.get_or_set(key, load, lock_timeout=SOON_S)
+
+        with ThreadPoolExecutor(4) as threads:
+            asked = [threads.submit(ask, cache, other, key) for key in "ab"]
+            asked += [threads.submit(ask, other, cache, key) for key in "cd"]
+            assert [call.result(SOON_S) for call in asked] == list("abcd")
 
 
 @pytest.mark.faults

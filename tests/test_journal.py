@@ -575,7 +575,7 @@ def test_an_awaited_invalidation_is_never_lost(
         with pytest.raises(asyncio.CancelledError):
             await cancelled
         await asyncio.to_thread(wait_until, lambda: len(journal) == 1)
-        journal._debts.clear()
+        journal.debts.clear()
         full = [asyncio.create_task(adapter.get(f"{number}")) for number in range(400)]
         await asyncio.sleep(0)
         assert not await getattr(adapter, verb)(*words[verb])

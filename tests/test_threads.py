@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -11,9 +12,15 @@ from typing import Any
 
 import pytest
 from computing_kit import SOON_S, wait_until
+from interrupter import Interrupt, Interrupter
 
 from jmcache import AsyncRedisCache, CacheSettings, RedisCacheFactory, background
+from jmcache.background import Background
 from jmcache.cache import _keeper
+from jmcache.cache._keeper import Hold
+from jmcache.connection._tracking import Tracking
+from jmcache.errors import RedisConnectionError
+from jmcache.near import Coherence, NearCache
 from jmcache.signals import Mask, refuse_signals, signals_as_before
 from jmcache.testing import PrivateServer
 from jmcache.threads import start_thread, this_thread
@@ -130,11 +137,14 @@ def test_a_closed_cache_leaves_none(
     settings = CacheSettings.from_url(redis_server.url, near=True, operation_timeout=SOON_S)
     cache = RedisCacheFactory.create_cache(settings)
     assert cache.get_or_set("k", lambda: 1, loader_timeout=SOON_S) == 1
+    with pytest.raises(ZeroDivisionError) as kept:
+        cache.get_or_set("l", lambda: 1 / 0)
     assert cache._shop.background.submit(lambda: None)
     assert cache._shop.returns.submit(lambda: None)
     wait_until(lambda: ours() >= {"jmcache-background", "jmcache-keeper", "jmcache-near"})
     asyncio.run(use(AsyncRedisCache(cache)))
     wait_until(lambda: not ours())
+    assert kept.traceback
     with pytest.raises(ZeroDivisionError):
         cache.get_or_set("k", lambda: 1 / 0, loader_timeout=SOON_S)
     wait_until(lambda: not ours())
@@ -166,3 +176,64 @@ def test_a_fault_is_told_and_a_profiler_sees_all_threads() -> None:
 
     refused = on_a_thread(blocked)
     assert not refused & {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGPROF}
+
+
+# An exception of a signal handler, at each point of a start ------------------------------------
+
+
+def background_that_was(interrupted: Interrupter) -> Callable[[], object]:
+    """Interrupt a start; return what tells whether work is done after it."""
+    pool = Background(1, 100)
+    with contextlib.suppress(Interrupt), interrupted:
+        pool.submit(lambda: None)
+    done = threading.Event()
+    assert pool.submit(done.set)
+    return done.is_set
+
+
+def keeper_that_was(interrupted: Interrupter) -> Callable[[], object]:
+    """The same of a lease's renewal."""
+    renewed: list[Hold] = []
+    keeper = _keeper.Keeper(renewed.append)
+    first, second = Hold([b"lease"], b"token", 60.0), Hold([b"lease"], b"token", 0.03)
+    with contextlib.suppress(Interrupt), interrupted:
+        keeper.keep(first)
+    keeper.keep(second)
+    return lambda: second in renewed and first.leases
+
+
+def listener_that_was(interrupted: Interrupter) -> Callable[[], object]:
+    """The same of listening to Redis."""
+    asked = threading.Event()
+
+    def connect() -> None:
+        asked.set()
+        raise RedisConnectionError
+
+    coherence = Coherence(b"#")
+    kept = NearCache(coherence, 1000, 1.0)
+    options = {"lag_s": 1.0, "connect_s": 1.0, "place": str}
+    tracking = Tracking(connect, print, coherence, b"prefix:", **options)  # type: ignore[arg-type]
+    with contextlib.suppress(Interrupt), interrupted:
+        tracking.wake()
+    tracking.wake()
+
+    def has_asked() -> bool:
+        if asked.is_set():
+            tracking.stop()
+        return asked.is_set() and kept is not None
+
+    return has_asked
+
+
+@pytest.mark.parametrize("that_was", [background_that_was, keeper_that_was, listener_that_was])
+def test_a_start_that_is_interrupted_is_made_up_for_by_the_next(
+    that_was: Callable[[Interrupter], Callable[[], object]],
+) -> None:
+    """Celery's soft limit would switch it off until the process ends."""
+    point, interrupted = 0, Interrupter(0, "/jmcache/")
+    while point == 0 or interrupted.done:
+        interrupted = Interrupter(point, "/jmcache/")
+        wait_until(that_was(interrupted))
+        point += 1
+    assert point > 5

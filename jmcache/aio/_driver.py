@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 _NO_LIMIT_S = 10 * 86_400.0
 _LOADER_THREADS = 32  # for loaders that are plain functions: theirs, so that they hold up no call
-_NO_LIMIT = 1_000_000
 _LOOK_AGAIN_S = 0.5
 _TASKS = 256  # computations in the background of one loop; more are skipped or taken by the caller
 
@@ -46,7 +45,7 @@ class Driver:
         # For what a loader on a thread asks for. It must not wait for a thread: that may be one of
         # those that wait for it. There come to be as many as such loads at the same time, which are
         # no more than the loaders on threads ask for.
-        self._inner_loaders = Threads(lambda: _NO_LIMIT, "jmcache-load-inner")
+        self._inner_loaders = Threads(None, "jmcache-load-inner")
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop knows its tasks only weakly
         self._latest: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
 

@@ -40,11 +40,12 @@ class Threads:
     thread and no exception from a signal handler can break in two.
     """
 
-    def __init__(self, limit: Callable[[], int], name: str = "jmcache-aio") -> None:
+    def __init__(self, limit: Callable[[], int] | None, name: str = "jmcache-aio") -> None:
         """Start nothing yet.
 
         Args:
-            limit: How many threads there may be now. Asked at each call; must be quick.
+            limit: How many threads there may be now. Asked at each call; must be quick. None: as
+                many as there are calls, and one that rests.
             name: What the names of the threads begin with.
         """
         self._name = name
@@ -73,6 +74,9 @@ class Threads:
         """Threads that are there."""
         return len(self._present)
 
+    def _most(self) -> int:
+        return self.unfinished + 1 if self._limit is None else self._limit()
+
     def begin(self, work: Callable[[], T], deadline: Deadline) -> Call[T]:
         """Let a thread run *work* in the caller's context. For a coroutine, which awaits the call.
 
@@ -84,7 +88,7 @@ class Threads:
         call = Call(work, deadline, self)
         if self._closed:
             call.refused = RedisClosedError("the adapter was closed")
-        elif self.unfinished >= self._limit() * _QUEUE_PER_THREAD:
+        elif self.unfinished >= self._most() * _QUEUE_PER_THREAD:
             call.refused = RedisPoolExhaustedError(
                 "max_connections: more calls wait than can be served", reason="queue_full"
             )
@@ -127,7 +131,7 @@ class Threads:
         """
         if self._free:
             self._ring()
-        elif len(self._present) < self._limit():
+        elif len(self._present) < self._most():
             self._add()
 
     def _ring(self) -> None:
@@ -138,7 +142,7 @@ class Threads:
         number = next(self._numbers)
         try:
             with self._lock:
-                if len(self._present) >= self._limit():
+                if len(self._present) >= self._most():
                     return
                 self._free.add(number)
                 self._present.add(number)
@@ -195,9 +199,9 @@ class Threads:
         return False
 
     def _is_wanted(self, number: int) -> bool:
-        if len(self._present) > self._limit():
+        if len(self._present) > self._most():
             with self._lock:
-                if len(self._present) > self._limit():
+                if len(self._present) > self._most():
                     self._present.discard(number)
         return number in self._present  # it is not in a forked child, either
 

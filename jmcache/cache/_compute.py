@@ -35,7 +35,7 @@ from jmcache.cache._look import Key, Look
 from jmcache.cache._plan import is_limit
 from jmcache.cache._steps import Join, Load, Steps, Work, names_loading
 from jmcache.deadline import Deadline
-from jmcache.errors import LoaderTimeoutError
+from jmcache.errors import LoaderTimeoutError, RedisError
 from jmcache.flight import Crew, Flight
 from jmcache.outcome import Outcome
 
@@ -157,9 +157,12 @@ class Computation:
                     self._shop.note("coalesced")
                     yield Join(flight, min(until.remaining(), limit.remaining()))
                     landed = _landed(flight, self._began)
-                    if landed is not None:
-                        results[key] = yield from self._share(landed)
+                    shared = None if landed is None else (yield from self._share(landed))
+                    if shared is not None:
+                        results[key] = shared
                         continue
+                    if landed is not None:
+                        late[key] = flight  # nothing that could be made of it here
                     if flight.result == _ABSENT:
                         continue
                     flight.check()
@@ -290,11 +293,14 @@ class Computation:
             self._leave(mine)
             whole.end()
 
-    def _share(self, landed: Landed) -> Steps[Landed]:
-        """Return a copy for one more caller."""
+    def _share(self, landed: Landed) -> Steps[Landed | None]:
+        """Return a copy for one more caller; None where it cannot be read."""
         if landed.body is None:
             return landed
-        copy = yield Work(partial(self._shop.stops.copy, landed.body))
+        try:
+            copy = yield Work(partial(self._shop.stops.copy, landed.body))
+        except RedisError:
+            return None
         return landed._replace(value=copy)
 
     # Refreshing ---------------------------------------------------------------------------------

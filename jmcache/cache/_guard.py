@@ -34,15 +34,17 @@ class LoadGuard:
         with self._lock:
             if self._count(permit.space) >= limit:
                 return False
-            self._held.add(permit)
+            self._held.add(weakref.ref(permit, self._held.discard))
             return True
 
     def _count(self, space: bytes) -> int:
-        return sum([permit.space == space for permit in self._held])
+        # A copy, made in C: places are given back without the lock.
+        permits = [one() for one in self._held.copy()]
+        return sum([permit is not None and permit.space == space for permit in permits])
 
     def leave(self, permit: Permit) -> None:
         """Give the place of *permit* back. Idempotent."""
-        self._held.discard(permit)
+        self._held.discard(weakref.ref(permit))  # equal to the one that was added
 
     def __len__(self) -> int:
         """How many are in."""
@@ -50,4 +52,4 @@ class LoadGuard:
 
     def _renew_in_child(self) -> None:
         self._lock = threading.Lock()
-        self._held: weakref.WeakSet[Permit] = weakref.WeakSet()  # added to under _lock
+        self._held: set[weakref.ref[Permit]] = set()  # added to under _lock

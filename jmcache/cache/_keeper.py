@@ -77,9 +77,13 @@ class Keeper:
         self._bell.put(None)
 
     def _start(self) -> None:
-        # Without a thread a long load may lose its lease.
-        if self._claim() and not start_thread("jmcache-keeper", self._run):
+        try:
+            if not self._claim() or start_thread("jmcache-keeper", self._run):
+                return
+        except BaseException:  # from a signal handler; at worst two threads look for a while
             self._looks_at = 0.0
+            raise
+        self._looks_at = 0.0  # a long load may lose its lease
 
     def _claim(self) -> bool:
         """Be the one thread there is, or the one to start it; False if there is one."""
@@ -131,8 +135,9 @@ class Keeper:
 
     def _ends(self) -> bool:
         self._looks_at = 0.0
-        # Looked at after that: who came before it rang for a thread that was about to leave.
-        return not self._holds or not self._claim()
+        # Looked at after that: who came before it rang for a thread that was about to leave. What
+        # somebody keeps with a traceback, and has ended, is there still.
+        return self._look_round(time.monotonic()) == math.inf or not self._claim()
 
     def _sleep(self) -> None:
         try:

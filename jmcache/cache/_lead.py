@@ -40,6 +40,7 @@ _LONGEST_PAUSE_S = 0.016  # whoever waits has the value less than 30 ms after it
 _GUARD_PAUSE_S = 0.01  # between attempts to be one of those who may load without Redis
 _COOL_S = 5.0  # without a new attempt after a load failed, where an old value is at hand
 HOLDERS = 2  # waited for, one after the other: the first may have died
+_PLACE: Name = (0, b"")  # among the names of a load that has a place of a guard's
 _ATTEMPTS = 2  # to lease, while Redis is not known to be away
 _LEAST_S = 0.001  # to store a result with, whatever looking for it took
 
@@ -137,11 +138,6 @@ class Workshop:
         Caches of one store are the same: the lease of one would hold off the other.
         """
         return id(self.stops.store), name
-
-    @property
-    def place(self) -> Name:
-        """What a load is named besides that takes up a place of the guard."""
-        return id(self.guard), self.space
 
     @property
     def space(self) -> bytes:
@@ -377,7 +373,7 @@ class Lead:
             began = shop.clock()
             names = [shop.name(key.name) for key in looks]
             if away:
-                names.append(shop.place)
+                names.append(_PLACE)
             try:
                 loaded: Loaded = yield from self._call(
                     Load(self._order.loader, looks, tuple(names))
@@ -479,7 +475,7 @@ class Lead:
 
     def _enter(self, permit: Permit) -> Steps[bool]:
         """Wait for a place among those that load without Redis; False when there was none."""
-        if self._shop.place in names_loading():
+        if _PLACE in names_loading():
             return True  # for a load that has one: waiting for another could take all of them
         until = Deadline(self._plan.lock_timeout)
         limit = self._shop.stops.settings.max_outage_loads

@@ -161,7 +161,7 @@ class Stops:
             return None
         entry, look = found
         journal = self.journal
-        if (journal or journal.settled != since) and journal.voids(
+        if (journal.debts or journal.settled != since) and journal.voids(
             (name, self._space, *entry.counters), since
         ):
             return None
@@ -435,7 +435,9 @@ class Stops:
     def _holds(self, key: Key, entry: Entry, space: bytes, known: Counters, since: int) -> bool:
         counters = (space, *map(self.keys.tag_counter, entry.tags)) if entry.tags else (space,)
         journal = self.journal
-        if (journal or journal.settled != since) and journal.voids((key.name, *counters), since):
+        if (journal.debts or journal.settled != since) and journal.voids(
+            (key.name, *counters), since
+        ):
             return False  # invalid, though Redis did not know it yet
         total = 0
         for counter in counters:

@@ -129,17 +129,20 @@ class Tracking:
         self.restart()
 
     def _wake(self) -> None:
-        with self._lock:
-            if self._awake or self._stopped:
-                return
-            self._awake = True
-            if self.running:
-                self._ring()
-                return
-            self._turn += 1
-            turn = self._turn
-        if not start_thread("jmcache-near", self._run, turn):
+        try:
+            with self._lock:
+                if self._awake or self._stopped:
+                    return
+                self._awake = True
+                if self.running:
+                    self._ring()
+                    return
+                self._turn += 1
+                turn = self._turn
+            self._awake = start_thread("jmcache-near", self._run, turn)
+        except BaseException:  # from a signal handler: the next one wakes it
             self._awake = False
+            raise
 
     def _ring(self) -> None:
         if self._bell is not None:

@@ -138,13 +138,13 @@ class Delivery:
         start_thread("jmcache-metrics", self._run, turn)
 
     def _run(self, turn: int) -> None:
-        bell = self._bell
+        bell, here = self._bell, this_thread()
         try:
             while True:
                 with self._lock:
                     if turn != self._turn:
                         return
-                    self._running, self._thread = True, this_thread()
+                    self._running, self._thread = True, here
                     batch, self._batch = self._batch, []
                     gates, self._gates = self._gates, []
                     idle = self._resting = not batch and not gates
