@@ -27,12 +27,14 @@ def main(arguments: Sequence[str] | None = None, *, plan: Plan | None = None) ->
         arguments: What stands on the command line; None: `sys.argv`.
         plan: How much to do; by default some 25 s of it.
     """
-    parser = argparse.ArgumentParser(description="jmcache in a job-matching service, on real data")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no screen")
-    options = parser.parse_args(arguments)
     interrupts = Interrupts()
     interrupts.install()
     try:
+        parser = argparse.ArgumentParser(
+            description="jmcache in a job-matching service, on real data"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object, no screen")
+        options = parser.parse_args(arguments)
         # Here, not above: this takes a second, in which Ctrl-C should do the same as later.
         from showcase.stage import perform
 
