@@ -38,6 +38,7 @@ Make = Callable[..., Cache]
 def make(redis_server) -> Iterator[Make]:
     """Make caches on redis_server with a near cache that is on."""
     made: list[Cache] = []
+    RedisCacheFactory.shutdown()  # of other tests' caches: what is known of Redis is shared
 
     def make(*, url: str = redis_server.url, warm: bool = True, **options: Any) -> Cache:
         given = {name: options.pop(name) for name in ("serializer", "validate") if name in options}
@@ -104,8 +105,6 @@ def hold(cache: Cache) -> None:
     written_at = time.monotonic()
     known = cache._nearby._coherence
     until(lambda: cache.get("warm") and known.until >= written_at + 0.9 * LAG_S)
-    known.open = lambda: known._session  # however late it is, it is not lost
-    known.close = lambda _session=None: None
     known.until = math.inf
 
 
@@ -737,7 +736,7 @@ def test_closing_it_may_be_interrupted_at_any_point(make):
         assert set(backend_of(neighbour).trackings) == {b"test:v1:"}, interrupter.where
         again.close()
         assert backend_of(neighbour).trackings == {}, interrupter.where
-    assert point > 3
+    assert point > 1
 
 
 class ClosedMeanwhile(_nearby.Nearby):
