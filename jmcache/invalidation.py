@@ -104,10 +104,6 @@ class Journal:
     def __len__(self) -> int:
         return len(self.debts)
 
-    def owes(self, name: bytes) -> bool:
-        """Is *name*, an entry's or a counter's, still to be told of?"""
-        return name in self.debts
-
     def voids(self, names: Iterable[bytes], since: int) -> bool:
         """Is what depends on one of *names* invalid, as Redis has it or had it a moment ago?
 

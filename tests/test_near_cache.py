@@ -561,7 +561,7 @@ def test_a_settled_invalidation_is_told_before_it_is_owed_no_more(cache, monkeyp
 
     def invalidate(names):
         if threading.current_thread() is threading.main_thread():  # not the listener
-            told.update({name: backend.journal.owes(name) for name in names})
+            told.update({name: name in backend.journal.debts for name in names})
 
     monkeypatch.setattr(coherence, "invalidate", invalidate)
     backend._settle(cache._deadline(None))
